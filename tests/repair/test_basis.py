@@ -223,6 +223,7 @@ def test_the_bound_of_a_layer_does_not_depend_on_how_it_is_factored(world: World
 
 def test_no_row_of_a_checkpoint_is_read_where_the_pack_answers(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even when the folders are given: counted at the one place that reads rows."""
+    pack = world.pack()  # made here when it is the first to be asked for, by reading the checkpoints
     read: list[str] = []
     tiles = LayerReference.alignment_tiles
 
@@ -232,7 +233,7 @@ def test_no_row_of_a_checkpoint_is_read_where_the_pack_answers(world: World, mon
 
     monkeypatch.setattr(LayerReference, "alignment_tiles", counted)
     context = world.checkpoints()
-    both = RepairContext(aligned=context.aligned, base=context.base, basis=world.pack())
+    both = RepairContext(aligned=context.aligned, base=context.base, basis=pack)
     assert context.aligned is not None
 
     repaired("safe_lora", both, mode="truncated", rank=8, threshold=1.0)
