@@ -50,6 +50,25 @@ CATALOGUE = Catalogue.model_validate(
             {"name": "patch", "version": 1, "needs": ["aligned", "patch"]},
             {"name": "project", "version": 1, "needs": ["aligned", "base"]},
             {"name": "guard", "version": 1, "needs": ["calibration"]},
+            {
+                "name": "compose",
+                "version": 1,
+                "parameters": {
+                    "type": "object",
+                    "additionalProperties": False,
+                    "properties": {
+                        "steps": {
+                            "type": "array",
+                            "items": {
+                                "type": "object",
+                                "additionalProperties": False,
+                                "required": ["method"],
+                                "properties": {"method": {"type": "string"}, "parameters": {"type": "object"}},
+                            },
+                        }
+                    },
+                },
+            },
         ],
         "policies": [{"name": "demo"}, {"name": "standard"}],
     }

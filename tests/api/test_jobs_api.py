@@ -98,6 +98,34 @@ def test_a_method_that_needs_a_calibration_pack_is_not_taken(api: Api, problem: 
     assert api.client.get("/v1/jobs").json()["items"] == []
 
 
+@pytest.mark.parametrize(
+    ("step", "pointer"),
+    [
+        ({"method": "bless"}, "/parameters/steps/1/method"),
+        ({"method": "compose"}, "/parameters/steps/1/method"),
+        ({"parameters": {}}, "/parameters/steps/1/method"),
+        ({"method": "scale", "parameters": {"strength": 2}}, "/parameters/steps/1/parameters/strength"),
+        ({"method": "scale", "parameters": {"patch": "/etc"}}, "/parameters/steps/1/parameters/patch"),
+        ({"method": "patch"}, "/method"),  # the reference has no patch
+    ],
+)
+def test_a_step_of_a_composition_is_held_to_the_catalogue(
+    shared_api: Api, problem: Problem, step: dict[str, Any], pointer: str
+) -> None:
+    """What could not be asked for alone cannot be asked for inside a composition either."""
+    steps = [{"method": "scale", "parameters": {"strength": 0.5}}, step]
+    wish = {"adapter_id": shared_api.seed_adapter(), "method": "compose", "parameters": {"steps": steps}}
+    answer = order(shared_api, wish)
+    assert problem(answer, 422)["errors"][0]["pointer"] == pointer
+    assert shared_api.client.get("/v1/jobs").json()["items"] == []
+
+
+def test_a_composition_is_taken(api: Api) -> None:
+    steps = [{"method": "scale", "parameters": {"strength": 0.5}}, {"method": "scale"}]
+    wish = {"adapter_id": api.seed_adapter(), "method": "compose", "parameters": {"steps": steps}}
+    assert order(api, wish).status_code == 202
+
+
 def test_a_job_needs_a_reference(api: Api, problem: Problem) -> None:
     """The wish's or the upload's."""
     answer = order(api, {"adapter_id": api.upload()["id"], "policy": "demo"})
