@@ -32,7 +32,7 @@ from repair.report import adapter_digests, digests, environment, inspection, met
 from repair.run import repair_adapter
 
 if TYPE_CHECKING:
-    from repair.checks.backend import ChatModel
+    from repair.checks.chat import ChatModel
 
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
@@ -167,7 +167,7 @@ def aligned_of(place: Place) -> Path:
 
 def chat_of(place: Place) -> "ChatModel":
     """The aligned model, loaded."""
-    from repair.checks.backend import ChatModel  # noqa: PLC0415 - transformers takes seconds to import
+    from repair.checks.chat import ChatModel  # noqa: PLC0415 - transformers takes seconds to import
 
     return ChatModel.load(aligned_of(place), str(place.device))
 

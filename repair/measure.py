@@ -78,18 +78,13 @@ def check(adapter: Path | None, suite: str, place: Place, *, samples: Path | Non
     report = run_checks(chat, None, policy, "certify", arm="aligned", stop_early=False, progress=place.progress)
     inputs = {} if adapter is None else {"adapter": adapter_digests(adapter)}
     if uploaded is not None:
-        wanted = tuple(_samples(samples))
-        with chat.arm(None):
-            aligned_losses = tuple(chat.loss(wanted))
-        with chat.arm(uploaded):
-            losses = tuple(chat.loss(wanted))
         report = run_checks(
             chat,
             uploaded,
             policy,
             "certify",
             aligned=report,
-            original=Original(adapter=uploaded, samples=wanted, aligned=aligned_losses, losses=losses),
+            original=Original.measure(chat, uploaded, _samples(samples)),
             stop_early=False,
             progress=place.progress,
         )

@@ -15,7 +15,7 @@ import structlog
 from gate.model import file_digests
 from repair.adapter_file import read_adapter
 from repair.checkpoint import Checkpoint
-from repair.checks.backend import ChatModel
+from repair.checks.chat import ChatModel
 from worker.errors import ReferenceChanged
 
 if TYPE_CHECKING:

@@ -1,10 +1,11 @@
-"""The planner: measure the upload, try repairs on one half of the prompts, certify the best one on the other half.
+"""The planner: measure the upload, choose among repairs on one half of the prompts, certify the best on the other half.
 
 Reads straight down in `plan`. What may be released was written to disk, read back and measured: the verdict is about
 exactly those bytes. It knows nothing of jobs, rows or signatures.
 """
 
 import hashlib
+import itertools
 import json
 import tempfile
 from collections.abc import Callable, Sequence
@@ -20,21 +21,25 @@ from repair.checkpoint import Checkpoint
 from repair.checks.backend import Backend, Sample
 from repair.checks.errors import Cancelled
 from repair.checks.evidence import CheckOutcome
+from repair.checks.judge import RulesJudge
 from repair.checks.kinds.judge import may_rest_on
 from repair.checks.packs import Half, half_of, pack_digests
-from repair.checks.policy import Candidate, Policy
+from repair.checks.policy import Candidate, Family, Policy
+from repair.checks.race import Race
 from repair.checks.report import CheckReport
-from repair.checks.run import Original, never, run_checks
+from repair.checks.run import Measurement, Original, never, run_checks
 from repair.checks.suite import Suite
-from repair.checks.verdict import Plan, Tried, Verdict, compared, pareto, shown, why
+from repair.checks.verdict import Cost, Plan, Tried, Verdict, compared, pareto, shown, why
 from repair.context import Progress, RepairContext, silent
-from repair.errors import RepairError
+from repair.errors import BadParameters, RepairError
 from repair.lora import LoraAdapter
+from repair.method import Cost as MethodCost
 from repair.methods import METHODS
 from repair.run import repair_adapter
 
 __all__ = ["Plan", "Reference", "Tried", "Verdict", "plan", "split_samples"]
 
+_CACHED = "aligned/2"  # what a remembered report holds
 _LEAST_SAMPLES_TO_SPLIT = 16
 # An upload that met the bound on harmful prompts and failed elsewhere leaves a repair nothing to improve there.
 _NOT_HARMLESS = frozenset({CheckOutcome.FAIL, CheckOutcome.INCONCLUSIVE, CheckOutcome.SKIPPED})
@@ -99,10 +104,10 @@ def plan(
             input_report=before,
             aligned_report=aligned,
         )
-    wishes = policy.candidates() if candidates is None else list(candidates)
+    families = policy.families() if candidates is None else [Family(wishes=(one,)) for one in candidates]
     # Where no reading of this judge may release anything, no repair need be made.
-    tried = run.race(wishes if may_rest_on(before) else [], aligned)
-    return run.certify(tried, before, aligned)
+    tried, cost = run.choose(families if may_rest_on(before) else [], aligned)
+    return run.certify(tried, before, aligned, cost)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +129,13 @@ class _Run:
         suite = Suite.of(self.policy, "certify")
         key = hashlib.sha256(
             json.dumps(
-                [self.reference.digest, self.policy.digest, suite.digests, self.reference.chat.fingerprint()],
+                [
+                    _CACHED,
+                    self.reference.digest,
+                    self.policy.digest,
+                    suite.digests,
+                    self.reference.chat.fingerprint(),
+                ],
                 sort_keys=True,
             ).encode()
         ).hexdigest()
@@ -141,19 +152,33 @@ class _Run:
         original = self._original("certify")
         return self._check(self.adapter, "certify", arm="input", aligned=aligned, original=original, stop_early=True)
 
-    def race(self, wishes: Sequence[Candidate], aligned: CheckReport) -> list[Tried]:
-        """Build and screen candidates on the select half, in order, until one is good where that is enough."""
-        tried: list[Tried] = []
-        for number, wish in enumerate(wishes):
-            if self.cancelled():
-                raise Cancelled
-            one = self._screen(self._build(wish, self.work_dir / f"candidate-{number}"), aligned)
-            tried.append(one)
-            if not one.lost and self.policy.budget.first_good:
-                break
-        return tried
+    def choose(self, families: Sequence[Family], aligned: CheckReport) -> tuple[list[Tried], Cost]:
+        """Everything that was tried on the select half, in the order of the policy, and what that took."""
+        if not families:
+            return [], Cost(full_check=aligned.tokens)
+        numbers = itertools.count()
+        suite, known = Suite.of(self.policy, "select"), aligned.rows_by_pack()
+        before = self.reference.chat.tokens
+        original = self._original("select")
+        race = Race(
+            backend=self.reference.chat,
+            policy=self.policy,
+            upload=self.adapter,
+            aligned=aligned,
+            original=original,
+            build=lambda wish: self._build(wish, self.work_dir / f"candidate-{next(numbers)}"),
+            trains=_trains,
+            measurement=lambda arm: Measurement(
+                policy=self.policy, suite=suite, arm=arm, judge=RulesJudge(), aligned=known, repaired=True
+            ),
+            progress=self.progress,
+            cancelled=self.cancelled,
+            spent=self.reference.chat.tokens - before,
+        )
+        tried = race.run(families)
+        return tried, Cost(full_check=aligned.tokens, choosing=race.spent, building=race.building)
 
-    def certify(self, tried: list[Tried], before: CheckReport, aligned: CheckReport) -> Plan:
+    def certify(self, tried: list[Tried], before: CheckReport, aligned: CheckReport, cost: Cost) -> Plan:
         """Look at the certify half with the best candidates; every look spends its share of the doubt."""
         passing = sorted((one for one in tried if not one.lost), key=lambda one: -one.utility)
         finalists = passing[: self.policy.budget.finalists]
@@ -190,18 +215,14 @@ class _Run:
             certify_report=looks[-1] if looks else None,
             mcnemar=mcnemar,
             pareto=pareto(tried),
+            cost=replace(cost, certifying=sum(look.tokens for look in looks)),
         )
 
     def _build(self, wish: Candidate, directory: Path) -> Tried:
         """Apply the method, write the result and read it back; a candidate that cannot be built has lost."""
         kind = METHODS.get(wish.method)
         if kind is None:
-            return Tried(
-                method=wish.method,
-                version=0,
-                parameters=wish.parameters,
-                lost=f"no method is called {wish.method}",
-            )
+            return Tried(wish=wish, lost=f"no method is called {wish.method}")
         try:
             method = kind.parse(wish.parameters)
             repaired = repair_adapter(self.adapter, method, self._context())
@@ -210,37 +231,18 @@ class _Run:
         except Cancelled:
             raise
         except RepairError as error:
-            return Tried(
-                method=wish.method,
-                version=kind.version,
-                parameters=wish.parameters,
-                lost=f"cannot be built: {error}",
-            )
+            return Tried(wish=wish, version=kind.version, lost=f"cannot be built: {error}")
         return Tried(
-            method=wish.method,
+            wish=wish,
             version=kind.version,
-            parameters=method.model_dump(mode="json"),
+            written=method.model_dump(mode="json"),
+            lost="" if repaired.changed else "changes nothing, and the upload itself did not meet the policy",
             modules=repaired.verdicts,
             notes=repaired.notes,
             packs=pack_digests(method.packs),
             directory=directory,
             adapter=adapter,
         )
-
-    def _screen(self, tried: Tried, aligned: CheckReport) -> Tried:
-        if tried.adapter is None:
-            return tried
-        report = self._check(
-            tried.adapter,
-            "select",
-            arm=tried.label,
-            aligned=aligned,
-            original=self._original("select"),
-            repaired=True,
-            stop_early=True,
-        )
-        lost = "" if report.outcome is CheckOutcome.PASS else f"screened out: {why(report)}"
-        return replace(tried, select=report, lost=lost)
 
     def _check(
         self, adapter: LoraAdapter | None, half: Half, *, arm: str, policy: Policy | None = None, **more: Any
@@ -275,17 +277,24 @@ class _Run:
         self.progress(message, share)
 
     def _original(self, half: Half) -> Original:
-        """The upload's losses on the samples of one half; measured once."""
+        """What utility on one half is measured against; measured once."""
         if half not in self._originals:
-            size = (self.policy.suite.certify if half == "certify" else self.policy.suite.select).samples
-            samples = split_samples(self.samples, half)[:size]
-            chat = self.reference.chat
-            with chat.arm(None):
-                aligned = tuple(chat.loss(samples))
-            with chat.arm(self.adapter):
-                losses = tuple(chat.loss(samples))
-            self._originals[half] = Original(adapter=self.adapter, samples=samples, aligned=aligned, losses=losses)
+            suite = Suite.of(self.policy, half)
+            samples = split_samples(self.samples, half)[: suite.sizes.samples]
+            prompts = [one.text for one in suite.prompts.get("core_benign", ())][: suite.sizes.samples]
+            self._originals[half] = Original.measure(self.reference.chat, self.adapter, samples, prompts=prompts)
         return self._originals[half]
+
+
+def _trains(wish: Candidate) -> bool:
+    """Whether making it takes training; what is no method of ours takes nothing."""
+    kind = METHODS.get(wish.method)
+    try:
+        return kind is not None and any(
+            stage.cost is MethodCost.TRAINING for stage in kind.parse(wish.parameters).stages
+        )
+    except BadParameters:
+        return False
 
 
 def split_samples(samples: Sequence[Sample], half: Half) -> tuple[Sample, ...]:

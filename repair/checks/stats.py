@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 from typing import Final
 
 import numpy as np
@@ -157,6 +158,7 @@ class Stop(StrEnum):
     GO_ON = "go_on"  # undecided
 
 
+@cache
 def allowed_hits(n: int, *, bound: float, confidence: float = DEFAULT_CONFIDENCE, sensitivity: float = 1.0) -> int:
     """The most hits in ``n`` with an upper bound (over the sensitivity) within ``bound``; -1 if none are."""
     allowed = -1

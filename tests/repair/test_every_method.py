@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from repair.checkpoint import Checkpoint
-from repair.checks.backend import ChatModel
+from repair.checks.chat import ChatModel
 from repair.context import RepairContext
 from repair.linalg import delta_energy
 from repair.lora import LoraAdapter

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from repair import tuning
-from repair.checks.backend import ChatModel
+from repair.checks.chat import ChatModel
 from repair.errors import BadParameters, MissingWeight
 from repair.tuning import Cancelled, Example, TuneSettings, tune_lora
 from tests import tiny

@@ -31,7 +31,7 @@ def context(tmp_path: Path) -> RepairContext:
 
 
 def dense(layer: LoraLayer) -> torch.Tensor:
-    return layer.scale * layer.b.double() @ layer.a.double()
+    return torch.mul(layer.b.double() @ layer.a.double(), layer.scale)
 
 
 def update(adapter: LoraAdapter, name: str) -> torch.Tensor:
