@@ -57,6 +57,7 @@ class Account:
     reference: Reference
     admission: Admission
     plan: Plan
+    diagnostics: Mapping[str, Any]
     device: str
     started_at: datetime
     finished_at: datetime
@@ -130,6 +131,7 @@ def report_of(account: Account) -> dict[str, Any]:
         "environment": conditions(account),
         "limits": limits_of(account.plan),
         **account.plan.as_dict(),
+        "diagnostics": dict(account.diagnostics),
     }
     # Canonical JSON knows neither NaN nor numpy; what is not finite was not measured.
     cleaned: dict[str, Any] = plain(document)

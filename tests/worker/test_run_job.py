@@ -181,6 +181,19 @@ def test_the_patch_of_the_reference_is_what_the_method_adds(house: House, poison
     assert {"patch", "patch/adapter_model.safetensors"} <= {one["name"] for one in built["resolvedDependencies"]}
 
 
+def test_every_measured_upload_is_diagnosed(house: House, poisoned: str) -> None:
+    """Released, repaired or not: numbers about the bytes that came, the profile among them; the verdict is apart."""
+    for job_id in (house.order(poisoned), house.order(poisoned, method="scale", parameters={"strength": 0.97})):
+        job = house.run(job_id)
+        found = report_of(house, job.report_digest)["diagnostics"]
+
+        assert [one["name"] for one in found["modules"]] == list(UPLOAD.names)
+        assert all(one["relative_norm"] > 0 and one["alignment"]["rho"] > 0 for one in found["modules"])
+        assert [point["drift"] for point in found["profile"]["points"]] == pytest.approx([0, 0.25, 0.5, 0.75, 1])
+        assert set(found["not_measured"]) == {"alignment.inside", "behaviour", "intruder_dimensions"}
+    assert job.verdict is Verdict.QUARANTINED
+
+
 def test_a_cancelled_job_stops_in_the_middle(house: House, poisoned: str) -> None:
     """Asked while the model answers: the job ends as cancelled at the next step, and leaves nothing."""
     job_id = house.order(poisoned)
