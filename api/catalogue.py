@@ -17,6 +17,13 @@ from api.schema_check import check, unknown_keywords
 
 PATH: Final = Path(__file__).with_name("catalogue.json")
 
+REMEDIES: Final[Mapping[str, str]] = {
+    "base": "register the pair under another name, `lora-repair reference add NAME --aligned DIR --base DIR`",
+    "patch": "give it one, `lora-repair reference add {reference} --aligned DIR [--base DIR] --patch DIR`",
+    "calibration": "have it measured once, `lora-repair reference prepare {reference}`",
+}
+"""What an operator does about a part that a reference is without."""
+
 
 class Method(BaseModel):
     """One way to edit an adapter; `parameters` is the JSON Schema of what a job may set."""
@@ -27,7 +34,7 @@ class Method(BaseModel):
     version: int | str
     summary: str = ""
     paper: str | None = None
-    needs: list[str] = Field(default=[], description="What the method needs: aligned, base, patch, chat")
+    needs: list[str] = Field(default=[], description="What the method needs: aligned, base, patch, calibration, chat")
     parameters: dict[str, Any] = Field(default={}, description="JSON Schema of the parameters")
 
 
@@ -105,11 +112,15 @@ class Catalogue(BaseModel):
         if errors:
             raise _wrong(errors)
 
-    def validate_needs(self, method: str | None, given: Mapping[str, object]) -> None:
-        """Refuse a method that needs what the reference lacks: ``given`` holds a digest, or None, for each part."""
+    def validate_needs(self, method: str | None, given: Mapping[str, object], *, reference: str) -> None:
+        """Refuse a method that needs what the reference lacks, and say how to give it.
+
+        ``given`` holds a digest, or None, for each part.
+        """
         missing = [] if method is None else [n for n in self.method(method).needs if n in given and given[n] is None]
         if missing:
-            detail = f"{method} needs {' and '.join(missing)}, which this reference was registered without"
+            how = "; ".join(REMEDIES[part].format(reference=reference) for part in missing if part in REMEDIES)
+            detail = f"{method} needs {' and '.join(missing)}, which this reference is without: {how}"
             raise _wrong([FieldError(pointer="/method", detail=detail)])
 
 

@@ -185,6 +185,8 @@ def decide(wish: Wish, reference: OpenReference, beat: Heartbeat) -> planner.Pla
             base=reference.base,
             chat=reference.chat,
             patch=reference.patch,
+            calibration=reference.calibration,
+            basis=reference.basis,
             digest=reference.aligned_digest,
         ),
         policy=load_policy(own if (own := wish.policies / f"{name}.toml").is_file() else name),
@@ -206,6 +208,8 @@ def diagnosed(wish: Wish, reference: OpenReference, beat: Heartbeat) -> dict[str
     context = RepairContext(
         aligned=reference.aligned,
         base=reference.base,
+        calibration=reference.calibration,
+        basis=reference.basis,
         chat=reference.chat,
         device=reference.chat.device,
         progress=progress,
