@@ -18,6 +18,12 @@ from api.schema_check import check, unknown_keywords
 PATH: Final = Path(__file__).with_name("catalogue.json")
 COMPOSE: Final = "compose"
 """The method whose parameters are other methods; each is held against the catalogue like one asked for alone."""
+REMEDIES: Final[Mapping[str, str]] = {
+    "base": "register the pair under another name, `lora-repair reference add NAME --aligned DIR --base DIR`",
+    "patch": "give it one, `lora-repair reference add {reference} --aligned DIR [--base DIR] --patch DIR`",
+    "calibration": "have it measured once, `lora-repair reference prepare {reference}`",
+}
+"""What an operator does about a part that a reference is without."""
 
 
 class Method(BaseModel):
@@ -29,7 +35,7 @@ class Method(BaseModel):
     version: int | str
     summary: str = ""
     paper: str | None = None
-    needs: list[str] = Field(default=[], description="What the method needs: aligned, base, patch, chat")
+    needs: list[str] = Field(default=[], description="What the method needs: aligned, base, patch, calibration, chat")
     parameters: dict[str, Any] = Field(default={}, description="JSON Schema of the parameters")
 
 
@@ -118,16 +124,18 @@ class Catalogue(BaseModel):
         return check(dict(step.get("parameters", {})), offered[name].parameters, pointer=f"{pointer}/parameters")
 
     def validate_needs(
-        self, method: str | None, given: Mapping[str, object], parameters: Mapping[str, Any] | None = None
+        self, method: str | None, parameters: Mapping[str, Any], given: Mapping[str, object], *, reference: str
     ) -> None:
-        """Refuse a method that needs what the reference lacks: ``given`` holds a digest, or None, for each part."""
-        if method is None:
-            return
-        asked = [method, *(step["method"] for step, _ in _steps(method, parameters or {}))]
+        """Refuse a method that needs what the reference lacks, and say how to give it.
+
+        ``given`` holds a digest, or None, for each part.
+        """
+        asked = [] if method is None else [method, *(str(step["method"]) for step, _ in _steps(method, parameters))]
         for name in asked:
             missing = [need for need in self.method(name).needs if need in given and given[need] is None]
             if missing:
-                detail = f"{name} needs {' and '.join(missing)}, which this reference was registered without"
+                how = "; ".join(REMEDIES[part].format(reference=reference) for part in missing if part in REMEDIES)
+                detail = f"{name} needs {' and '.join(missing)}, which this reference is without: {how}"
                 raise _wrong([FieldError(pointer="/method", detail=detail)])
 
 

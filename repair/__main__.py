@@ -48,7 +48,9 @@ def _void(wish: argparse.Namespace) -> Iterator[tuple[str, str]]:
     if wish.command == "repair" and wish.policy is not None:
         given = {"--set": wish.settings, "--balanced": wish.balanced, "--drop-replacements": wish.drop_replacements}
         yield from ((flag, "--policy: a policy brings its own parameters") for flag, value in given.items() if value)
-    elif wish.command == "repair" and wish.samples is not None:
+    if wish.command == "repair" and wish.policy is not None and wish.diagnostics is not None:
+        yield "--diagnostics", "--policy: a policy loads the model anyway"
+    if wish.command == "repair" and wish.policy is None and wish.samples is not None:
         yield "--samples", "--method: a plain method measures nothing"
     if wish.command == "repair" and wish.policy is not None and wish.basis is not None:
         yield "--basis", "--policy: a policy measures the models themselves"
@@ -79,7 +81,13 @@ def _repair_command(wish: argparse.Namespace, place: "Place") -> "Answer":
         return measure.repair_by_policy(wish.adapter, wish.policy, place, wish.out, samples=wish.samples)
     method = commands.method_named(wish.method, wish.settings)
     return commands.repair_by_method(
-        wish.adapter, method, place, wish.out, drop=wish.drop_replacements, balanced=wish.balanced
+        wish.adapter,
+        method,
+        place,
+        wish.out,
+        drop=wish.drop_replacements,
+        balanced=wish.balanced,
+        thorough=wish.diagnostics == "full",
     )
 
 
@@ -148,7 +156,9 @@ def _lines(document: Mapping[str, Any]) -> list[str]:
     """The answer for a person: plain values first, then each list as a table."""
     lines = [f"{key}: {value}" for key, value in document.items() if isinstance(value, str | int | float)]
     for key, value in document.items():
-        if isinstance(value, dict) and value:
+        if key == "diagnostics":
+            lines.append(f"{key}: {json.dumps(value['summary'])}; all of them with --json")
+        elif isinstance(value, dict) and value:
             lines.append(f"{key}: {json.dumps(value)}")
         elif isinstance(value, list) and value and key != "rows":
             lines.append(f"{key}:")
@@ -189,6 +199,11 @@ def _parser() -> argparse.ArgumentParser:
     _models(repair)
     repair.add_argument("--basis", type=Path, help="basis pack of the two models, or a folder of them; read instead")
     repair.add_argument("--basis-tolerance", type=float, help="largest error of the truncated operator; default 0.01")
+    repair.add_argument(
+        "--diagnostics",
+        choices=["quick", "full"],
+        help="full: load the aligned model and search both models too; default quick, with --policy always loaded",
+    )
     how = repair.add_mutually_exclusive_group(required=True)
     how.add_argument("--method", help="apply this method")
     how.add_argument("--policy", help="try methods until one meets this policy (name or TOML file)")

@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from repair.checks.arms import torch_dtype_for
 from repair.checks.packs import pack_digests
 from repair.checks.policy import bundled_policies, load_policy
 from repair.context import Progress, RepairContext
+from repair.diagnostics.account import diagnose
 from repair.errors import BadParameters, OutputExists
 from repair.lora import LoraAdapter
 from repair.method import Need, RepairMethod
@@ -34,6 +35,8 @@ from repair.run import repair_adapter
 if TYPE_CHECKING:
     from repair.checks.chat import ChatModel
 
+
+DIRECTIONS = 64  # of v, for thorough diagnostics without a basis pack: as many as a pack holds
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
@@ -119,9 +122,12 @@ def inspect(adapter: Path) -> Answer:
 
 
 def repair_by_method(
-    adapter: Path, method: RepairMethod, place: Place, out: Path, *, drop: bool, balanced: bool
+    adapter: Path, method: RepairMethod, place: Place, out: Path, *, drop: bool, balanced: bool, thorough: bool = False
 ) -> Answer:
-    """One method, one folder out; when nothing changed, the uploaded bytes."""
+    """One method, one folder out; when nothing changed, the uploaded bytes.
+
+    ``thorough`` diagnostics load the aligned model where it is named, and look for directions in the pair.
+    """
     must_be_free(out)
     uploaded = admitted(adapter)
     inputs = place.inputs(adapter)
@@ -136,7 +142,12 @@ def repair_by_method(
     inputs |= {name: adapter_digests(path) for name, path in method if isinstance(path, Path)}
     inputs |= {f"pack/{name}": {"digest": digest} for name, digest in pack_digests(method.packs).items()}
     outputs = {"adapter": output_entry(out, export)}
-    return Answer(document=method_report(method, repaired, inputs=inputs, outputs=outputs, device=place.device))
+    if thorough and place.aligned is not None and context.chat is None:
+        context = replace(context, chat=chat_of(place))
+    found = diagnose(uploaded, context, directions=DIRECTIONS if thorough else 0, weights=True if thorough else None)
+    return Answer(
+        document=method_report(method, repaired, inputs=inputs, outputs=outputs, diagnostics=found, device=place.device)
+    )
 
 
 def admitted(directory: Path) -> LoraAdapter:

@@ -26,7 +26,10 @@ from repair.commands import (
     keep_readme,
     must_be_free,
 )
+from repair.context import RepairContext
+from repair.diagnostics.account import diagnose
 from repair.errors import BadParameters
+from repair.lora import LoraAdapter
 from repair.report import adapter_digests, digests, environment
 
 CODES: Final = {
@@ -66,8 +69,26 @@ def repair_by_policy(adapter: Path, policy_name: str, place: Place, out: Path, *
     if planned.verdict is not Verdict.QUARANTINED:
         keep_readme(adapter, out)
         outputs["adapter"] = adapter_digests(out)
-    document = {**planned.as_dict(), "inputs": inputs, "outputs": outputs, "environment": environment(place.device)}
+    document = {
+        **planned.as_dict(),
+        "inputs": inputs,
+        "outputs": outputs,
+        "diagnostics": _diagnostics(uploaded, reference, place),
+        "environment": environment(place.device),
+    }
     return Answer(document=document, code=CODES[planned.outcome])
+
+
+def _diagnostics(uploaded: LoraAdapter, reference: Reference, place: Place) -> dict[str, Any]:
+    context = RepairContext(
+        aligned=reference.aligned,
+        base=reference.base,
+        calibration=reference.calibration,
+        chat=reference.chat,
+        device=place.device,
+        progress=place.progress,
+    )
+    return diagnose(uploaded, context)
 
 
 def check(adapter: Path | None, suite: str, place: Place, *, samples: Path | None) -> Answer:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from repair.adapter_file import read_adapter, write_adapter
+from repair.basis import BasisPack
 from repair.calibration import Calibration
 from repair.checkpoint import Checkpoint
 from repair.checks.backend import Backend, Sample
@@ -55,6 +56,7 @@ class Reference:
         chat: The aligned model, loaded.
         patch: A refusal LoRA made for it, where there is one.
         calibration: What it does on harmful and benign prompts, where that was measured.
+        basis: What alignment changed in the pair, where that was kept; methods read it instead of both models.
         digest: Of the aligned checkpoint; keys what is remembered about it.
     """
 
@@ -63,6 +65,7 @@ class Reference:
     chat: Backend
     patch: LoraAdapter | None = None
     calibration: Calibration | None = None
+    basis: BasisPack | None = None
     digest: str = ""
 
 
@@ -265,6 +268,7 @@ class _Run:
             base=self.reference.base,
             patch=self.reference.patch,
             calibration=self.reference.calibration,
+            basis=self.reference.basis,
             chat=self.reference.chat,
             device=self.device,
             progress=self._tell,
