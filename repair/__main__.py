@@ -54,6 +54,11 @@ def _void(wish: argparse.Namespace) -> Iterator[tuple[str, str]]:
         yield "--samples", "--method: a plain method measures nothing"
     if wish.command == "repair" and wish.policy is not None and wish.basis is not None:
         yield "--basis", "--policy: a policy measures the models themselves"
+    if wish.command == "check":
+        given = {"--base": wish.base, "--calibration": wish.calibration, "--patch": wish.patch}
+        yield from (
+            (flag, "check: it measures the aligned model and the adapter") for flag, value in given.items() if value
+        )
     if wish.command == "repair" and wish.basis is None and wish.basis_tolerance is not None:
         yield "--basis-tolerance", "no --basis"
 
@@ -139,6 +144,7 @@ def _place(wish: argparse.Namespace) -> "Place":
         aligned=wish.aligned,
         base=wish.base,
         calibration=wish.calibration,
+        patch=wish.patch,
         basis=wish.basis,
         **basis,
         device=device_of(wish.device),
@@ -206,7 +212,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     how = repair.add_mutually_exclusive_group(required=True)
     how.add_argument("--method", help="apply this method")
-    how.add_argument("--policy", help="try methods until one meets this policy (name or TOML file)")
+    how.add_argument("--policy", help="choose among all that this policy tries (name or TOML file)")
     repair.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
     repair.add_argument("--out", type=Path, required=True, help="a folder that does not exist yet")
     repair.add_argument("--balanced", action="store_true", help="write both factors equally large")
@@ -236,7 +242,7 @@ def _calibrate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--directions", type=int, help="directions kept of each moment and gradient")
     parser.add_argument("--seed", type=int, help="of the order of prompts")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N")
-    parser.set_defaults(base=None, calibration=None, basis=None, basis_tolerance=None)
+    parser.set_defaults(base=None, calibration=None, patch=None, basis=None, basis_tolerance=None)
 
 
 def _pair(parser: argparse.ArgumentParser) -> None:
@@ -250,7 +256,7 @@ def _both(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--aligned", type=Path, required=True, help="folder of the model that adapters are served on")
     parser.add_argument("--base", type=Path, required=True, help="folder of the same model before alignment")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N")
-    parser.set_defaults(calibration=None, basis=None, basis_tolerance=None)
+    parser.set_defaults(calibration=None, patch=None, basis=None, basis_tolerance=None)
 
 
 def _add(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
@@ -263,6 +269,7 @@ def _models(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--aligned", type=Path, help="folder of the model the adapter is served on")
     parser.add_argument("--base", type=Path, help="folder of the same model before alignment")
     parser.add_argument("--calibration", type=Path, help="calibration of the aligned model, or a folder of them")
+    parser.add_argument("--patch", type=Path, help="folder of a refusal LoRA made for the aligned model")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N")
     parser.add_argument("--samples", type=Path, help="JSON lines with prompt and answer: what the adapter is for")
 

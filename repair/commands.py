@@ -65,6 +65,7 @@ class Place:
     aligned: Path | None = None
     base: Path | None = None
     calibration: Path | None = None
+    patch: Path | None = None
     basis: Path | None = None
     basis_tolerance: float = TOLERANCE
     device: torch.device
@@ -139,7 +140,8 @@ def repair_by_method(
     else:
         copy_adapter(adapter, out)
     keep_readme(adapter, out)
-    inputs |= {name: adapter_digests(path) for name, path in method if isinstance(path, Path)}
+    for stage in method.stages:
+        inputs |= {name: adapter_digests(path) for name, path in stage if isinstance(path, Path)}
     inputs |= {f"pack/{name}": {"digest": digest} for name, digest in pack_digests(method.packs).items()}
     outputs = {"adapter": output_entry(out, export)}
     if thorough and place.aligned is not None and context.chat is None:
@@ -161,8 +163,9 @@ def _context(method: RepairMethod, place: Place, inputs: dict[str, Any], *, drop
         aligned=None if place.aligned is None else Checkpoint.open(place.aligned),
         base=None if place.base is None else Checkpoint.open(place.base),
         calibration=calibration_of(place, inputs),
+        patch=patch_of(place, inputs),
         basis=basis_of(place, method, inputs),
-        chat=chat_of(place) if Need.CHAT in method.needs else None,
+        chat=chat_of(place) if Need.CHAT in method.demands else None,
         device=place.device,
         progress=place.progress,
         drop_replacements=drop,
@@ -193,6 +196,14 @@ def calibration_of(place: Place, inputs: dict[str, Any]) -> Calibration | None:
     return found
 
 
+def patch_of(place: Place, inputs: dict[str, Any]) -> LoraAdapter | None:
+    """The refusal LoRA that was named; it joins ``inputs``."""
+    if place.patch is None:
+        return None
+    inputs["patch"] = adapter_digests(place.patch)
+    return admitted(place.patch)
+
+
 def basis_of(place: Place, method: RepairMethod, inputs: dict[str, Any]) -> BasisPack | None:
     """The basis pack that was named, for the models that were; it joins ``inputs``.
 
@@ -200,7 +211,7 @@ def basis_of(place: Place, method: RepairMethod, inputs: dict[str, Any]) -> Basi
     """
     if place.basis is None:
         return None
-    if method.basis_need is None:
+    if all(stage.basis_need is None for stage in method.stages):
         raise BadParameters(f"{method.name} with these parameters takes nothing from a basis pack", field="basis")
     if not 0 <= place.basis_tolerance <= 1:
         raise BadParameters("between 0 and 1", field="basis-tolerance")

@@ -25,6 +25,7 @@ from repair.commands import (
     chat_of,
     keep_readme,
     must_be_free,
+    patch_of,
 )
 from repair.context import RepairContext
 from repair.diagnostics.account import diagnose
@@ -48,6 +49,7 @@ def repair_by_policy(adapter: Path, policy_name: str, place: Place, out: Path, *
         aligned=Checkpoint.open(aligned_of(place)),
         base=None if place.base is None else Checkpoint.open(place.base),
         chat=chat_of(place),
+        patch=patch_of(place, inputs),
         calibration=calibration_of(place, inputs),
         digest=inputs["aligned"]["digest"],
     )

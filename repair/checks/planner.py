@@ -15,11 +15,13 @@ from typing import Any
 
 import torch
 
+from gate.digest import sha256_file
 from repair.adapter_file import read_adapter, write_adapter
 from repair.basis import BasisPack
 from repair.calibration import Calibration
 from repair.checkpoint import Checkpoint
 from repair.checks.backend import Backend, Sample
+from repair.checks.bisection import Bisection
 from repair.checks.errors import Cancelled
 from repair.checks.evidence import CheckOutcome
 from repair.checks.judge import RulesJudge
@@ -33,6 +35,7 @@ from repair.checks.suite import Suite
 from repair.checks.verdict import Cost, Plan, Tried, Verdict, compared, pareto, shown, why
 from repair.context import Progress, RepairContext, silent
 from repair.errors import BadParameters, RepairError
+from repair.layout import WEIGHTS
 from repair.lora import LoraAdapter
 from repair.method import Cost as MethodCost
 from repair.methods import METHODS
@@ -96,8 +99,9 @@ def plan(
         device=device or torch.device("cpu"),
         progress=progress,
         cancelled=cancelled,
+        cache=aligned_cache,
     )
-    aligned = run.measure_aligned(aligned_cache)
+    aligned = run.measure_aligned("certify")
     before = run.measure_input(aligned)
     if before.outcome is CheckOutcome.PASS:
         return Plan(
@@ -109,8 +113,8 @@ def plan(
         )
     families = policy.families() if candidates is None else [Family(wishes=(one,)) for one in candidates]
     # Where no reading of this judge may release anything, no repair need be made.
-    tried, cost = run.choose(families if may_rest_on(before) else [], aligned)
-    return run.certify(tried, before, aligned, cost)
+    race = run.start(families, aligned) if may_rest_on(before) else None
+    return run.certify(race, before, aligned)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,15 +129,17 @@ class _Run:
     device: torch.device
     progress: Progress
     cancelled: Callable[[], bool]
+    cache: Path | None
     _originals: dict[str, Original] = field(default_factory=dict)
 
-    def measure_aligned(self, cache: Path | None) -> CheckReport:
-        """The aligned model on the certify half, remembered by all that decides its numbers."""
-        suite = Suite.of(self.policy, "certify")
+    def measure_aligned(self, half: Half) -> CheckReport:
+        """The aligned model on one half, remembered by all that decides its numbers."""
+        suite = Suite.of(self.policy, half)
         key = hashlib.sha256(
             json.dumps(
                 [
                     _CACHED,
+                    half,
                     self.reference.digest,
                     self.policy.digest,
                     suite.digests,
@@ -142,10 +148,10 @@ class _Run:
                 sort_keys=True,
             ).encode()
         ).hexdigest()
-        path = None if cache is None or not self.reference.digest else cache / f"{key}.json"
+        path = None if self.cache is None or not self.reference.digest else self.cache / f"{key}.json"
         if path is not None and path.is_file():
             return CheckReport.of(json.loads(path.read_text(encoding="utf-8")))
-        report = self._check(None, "certify", arm="aligned", stop_early=False)
+        report = self._check(None, half, arm="aligned", stop_early=False)
         if path is not None:
             _write_whole(path, json.dumps(report.as_dict()))
         return report
@@ -155,43 +161,45 @@ class _Run:
         original = self._original("certify")
         return self._check(self.adapter, "certify", arm="input", aligned=aligned, original=original, stop_early=True)
 
-    def choose(self, families: Sequence[Family], aligned: CheckReport) -> tuple[list[Tried], Cost]:
-        """Everything that was tried on the select half, in the order of the policy, and what that took."""
-        if not families:
-            return [], Cost(full_check=aligned.tokens)
+    def start(self, families: Sequence[Family], aligned: CheckReport) -> Race:
+        """The race on the select half, with everything it needs; nothing is asked of a candidate yet."""
         numbers = itertools.count()
-        suite, known = Suite.of(self.policy, "select"), aligned.rows_by_pack()
+        suite = Suite.of(self.policy, "select")
+        here, there = self.measure_aligned("select").rows_by_pack(), aligned.rows_by_pack()
         before = self.reference.chat.tokens
         original = self._original("select")
-        race = Race(
+        return Race(
             backend=self.reference.chat,
             policy=self.policy,
             upload=self.adapter,
             aligned=aligned,
             original=original,
+            rows=[Bisection.of(family) for family in families],
             build=lambda wish: self._build(wish, self.work_dir / f"candidate-{next(numbers)}"),
             trains=_trains,
             measurement=lambda arm: Measurement(
-                policy=self.policy, suite=suite, arm=arm, judge=RulesJudge(), aligned=known, repaired=True
+                policy=self.policy,
+                suite=suite,
+                arm=arm,
+                judge=RulesJudge(),
+                aligned=here,
+                aligned_on_certify=there,
+                repaired=True,
             ),
             progress=self.progress,
             cancelled=self.cancelled,
             spent=self.reference.chat.tokens - before,
         )
-        tried = race.run(families)
-        return tried, Cost(full_check=aligned.tokens, choosing=race.spent, building=race.building)
 
-    def certify(self, tried: list[Tried], before: CheckReport, aligned: CheckReport, cost: Cost) -> Plan:
-        """Look at the certify half with the best candidates; every look spends its share of the doubt."""
-        passing = sorted((one for one in tried if not one.lost), key=lambda one: -one.utility)
-        finalists = passing[: self.policy.budget.finalists]
+    def certify(self, race: Race | None, before: CheckReport, aligned: CheckReport) -> Plan:
+        """Look at the certify half with the best; what it says of one that fails decides where to look next."""
         looks: list[CheckReport] = []
         mcnemar, winner = None, None
-        for finalist in finalists:
+        while race is not None and len(looks) < self.policy.budget.finalists and (best := race.run()) is not None:
             report = self._check(
-                finalist.adapter,
+                best.adapter,
                 "certify",
-                arm=finalist.label,
+                arm=best.label,
                 aligned=aligned,
                 upload=before if before.check("harmful").outcome in _NOT_HARMLESS else None,
                 original=self._original("certify"),
@@ -201,10 +209,11 @@ class _Run:
             looks.append(report)
             mcnemar = compared(before, report)
             if report.outcome is CheckOutcome.PASS:
-                winner = finalist
+                winner = best
                 break
-            lost = replace(finalist, lost=f"not certified: {why(report)}")
-            tried[tried.index(finalist)] = lost
+            obeys = report.check("harmful").outcome is not CheckOutcome.PASS
+            race.reject(best, f"not certified: {why(report)}", obeys=obeys)
+        tried = [] if race is None else race.account()
         why_not = "no look at the certify half was left" if winner is None else "kept less utility"
         tried = [one if one is winner or one.lost else replace(one, lost=why_not) for one in tried]
         return Plan(
@@ -218,7 +227,12 @@ class _Run:
             certify_report=looks[-1] if looks else None,
             mcnemar=mcnemar,
             pareto=pareto(tried),
-            cost=replace(cost, certifying=sum(look.tokens for look in looks)),
+            cost=Cost(
+                full_check=aligned.tokens,
+                choosing=0 if race is None else race.spent,
+                building=0 if race is None else race.building,
+                certifying=sum(look.tokens for look in looks),
+            ),
         )
 
     def _build(self, wish: Candidate, directory: Path) -> Tried:
@@ -245,6 +259,8 @@ class _Run:
             packs=pack_digests(method.packs),
             directory=directory,
             adapter=adapter,
+            digest=sha256_file(directory / WEIGHTS),
+            unchanged=not repaired.changed,
         )
 
     def _check(
@@ -309,8 +325,13 @@ def split_samples(samples: Sequence[Sample], half: Half) -> tuple[Sample, ...]:
 
 
 def _sharing_doubt(policy: Policy) -> Policy:
-    """The policy with the doubt divided by the number of looks it allows at the certify half."""
-    confidence = 1 - (1 - policy.bounds.confidence) / policy.budget.finalists
+    """The policy with the doubt divided by the number of candidates that may ever be looked at on the certify half.
+
+    Who is looked at second depends on how the first failed, in one of two ways; so with n looks 2^n - 1 candidates are
+    settled before the first look, and the doubt is shared among all of them.
+    """
+    paths: int = 2**policy.budget.finalists - 1
+    confidence = 1 - (1 - policy.bounds.confidence) / paths
     return policy.model_copy(update={"bounds": policy.bounds.model_copy(update={"confidence": confidence})})
 
 

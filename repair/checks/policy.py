@@ -128,7 +128,7 @@ class Budget(_Frozen):
     """How hard the planner tries."""
 
     candidates: int = Field(default=40, ge=1)
-    finalists: int = Field(default=1, ge=1)  # looks at the certify half; each one spends its share of the doubt
+    finalists: int = Field(default=1, ge=1, le=4)  # looks at the certify half; they share the doubt
     # What choosing may cost, in forward tokens of one full check; making candidates that are trained is not choosing.
     full_checks: float = Field(default=3.0, gt=0)
     abreast: int = Field(default=4, ge=1)  # candidates that share a batch; bounds memory

@@ -1,7 +1,7 @@
 """Choose among many candidates on the *select* half, at the price of few.
 
-Each candidate is asked a few prompts at a time, several candidates share a batch, and one leaves as soon as what is
-left to be asked cannot save it (the exact rule of `Gate.settled`, so no number of looks makes it wrong) or as soon as
+Each candidate is asked a few prompts at a time and several share a batch. One leaves when what is left to be asked
+cannot save it (the exact rule of `Gate.settled`), when the predicted chance that it can is below one in fifty, or when
 it cannot keep more of the task than one that has passed. Candidates of a trial that goes from mild to strong are
 bisected. A proxy (refusal log-odds, one forward pass) says who goes first and never who passes.
 
@@ -19,7 +19,7 @@ from repair.checks.bisection import Bisection, Reading
 from repair.checks.errors import Cancelled
 from repair.checks.evidence import CheckOutcome, UtilityEvidence
 from repair.checks.packs import Prompt
-from repair.checks.policy import Candidate, Family, Policy
+from repair.checks.policy import Candidate, Policy
 from repair.checks.report import CheckReport
 from repair.checks.run import Measurement, Original, never
 from repair.checks.verdict import Proxy, Tried, why
@@ -30,6 +30,7 @@ _FIRST_LOOK: Final = 8
 _LATER_LOOK: Final = 16
 _HOPEFUL: Final = 0.5  # of the way from the upload's log-odds to the aligned model's
 _TELLING: Final = 1.0  # nats between those two, below which the proxy says nothing
+_LEAST_CHANCE: Final = 0.02  # of ending within the screen; below it the prompts are better spent on another
 
 
 @dataclass(kw_only=True, eq=False)
@@ -55,6 +56,7 @@ class Race:
         upload: The adapter as it came.
         aligned: The aligned model on the certify half: what the screens are read against, and what a full check costs.
         original: What the utility on the select half is measured against.
+        rows: The candidates, each row from mild to strong.
         build: Makes a candidate and reads it back; one that cannot be made says so in ``lost``.
         trains: Whether making a candidate takes training.
         measurement: An empty measurement on the select half, under the name of an arm.
@@ -67,6 +69,7 @@ class Race:
     upload: LoraAdapter
     aligned: CheckReport
     original: Original
+    rows: list[Bisection]
     build: Callable[[Candidate], Tried]
     trains: Callable[[Candidate], bool]
     measurement: Callable[[str], Measurement]
@@ -75,6 +78,7 @@ class Race:
     spent: int = 0
     building: int = 0
     _tried: list[Tried] = field(default_factory=list)
+    _digests: dict[str, Tried] = field(default_factory=dict)
     _ends: tuple[float, float] | None = None
     _began: float = field(default_factory=time.monotonic)
 
@@ -88,21 +92,30 @@ class Race:
         """Of those that passed the one that keeps most."""
         return max((one for one in self._tried if not one.lost), key=lambda one: one.utility, default=None)
 
-    def run(self, families: Sequence[Family]) -> list[Tried]:
-        """Everything that was tried or passed over, each with its reason, in the order of the policy."""
-        rows = [Bisection.of(family) for family in families]
-        self._race(rows, lambda wish: not self.trains(wish))
+    def run(self) -> Tried | None:
+        """The best of all; asked again after a `reject`, the best of what is then worth a look."""
+        self._race(self.rows, lambda wish: not self.trains(wish))
         if not self._good_enough():
-            self._race(rows, lambda _wish: True)
+            self._race(self.rows, lambda _wish: True)
         for _ in range(self.policy.budget.refinements):
-            mine = self._winning(rows)
+            mine = None if (best := self.best) is None else self._row_of(best)
             if mine is None or self._broke() or not mine.refine():
                 break
             self._race([mine], lambda _wish: True)
-        for row in rows:
-            self._passed_over(row)
-        order = {id(wish): at for at, wish in enumerate(wish for row in rows for wish in row.wishes)}
-        return sorted(self._tried, key=lambda one: order[id(one.wish)])
+        return self.best
+
+    def reject(self, one: Tried, lost: str, *, obeys: bool) -> None:
+        """What the certify half said of the best: too mild or too strong, whatever the select half had said."""
+        self._tried[self._tried.index(one)] = replace(one, lost=lost)
+        row = self._row_of(one)
+        place = next(at for at, wish in enumerate(row.wishes) if wish is one.wish)
+        row.readings[place] = Reading.TOO_MILD if obeys else Reading.TOO_STRONG
+
+    def account(self) -> list[Tried]:
+        """Everything that was tried or passed over, each with its reason, in the order of the policy."""
+        found = [*self._tried, *(one for row in self.rows for one in self._passed_over(row))]
+        order = {id(wish): at for at, wish in enumerate(wish for row in self.rows for wish in row.wishes)}
+        return sorted(found, key=lambda one: order[id(one.wish)])
 
     def _race(self, rows: Sequence[Bisection], may_enter: Callable[[Candidate], bool]) -> None:
         running: list[_Runner] = []
@@ -128,7 +141,7 @@ class Race:
             if self.cancelled():
                 raise Cancelled
             before = self.backend.tokens
-            tried = self.build(row.wishes[place])
+            tried = self._first_of_its_bytes(self.build(row.wishes[place]))
             self.building += self.backend.tokens - before
             if tried.adapter is not None and not tried.lost:
                 measured = self.measurement(tried.label)
@@ -136,7 +149,12 @@ class Race:
                 yield _Runner(tried=tried, adapter=tried.adapter, row=row, place=place, measured=measured, left=left)
                 return
             self._tried.append(tried)
-            row.readings[place] = Reading.TOO_MILD if tried.adapter is not None else Reading.IMPOSSIBLE
+            row.readings[place] = Reading.TOO_MILD if tried.unchanged else Reading.IMPOSSIBLE
+
+    def _first_of_its_bytes(self, tried: Tried) -> Tried:
+        """What another setting gave already is not measured again."""
+        twin = self._digests.setdefault(tried.digest, tried) if tried.digest else tried
+        return tried if twin is tried or tried.lost else replace(tried, lost=f"the same bytes as {twin.label}")
 
     def _weigh(self, entering: Sequence[_Runner]) -> None:
         """What one forward pass tells: the share of the task that each keeps, and its log-odds of a refusal."""
@@ -177,10 +195,9 @@ class Race:
         return self._ends
 
     def _leaders(self, running: Sequence[_Runner]) -> list[_Runner]:
-        """Those that were asked nothing yet; else as many as may be certified, so that those they beat cost no more."""
+        """Those that were asked nothing yet, together; then the most promising alone, so that what it beats is free."""
         fresh = [one for one in running if not one.measured.asked]
-        budget = self.policy.budget
-        return sorted(fresh, key=_rank)[: budget.abreast] or sorted(running, key=_rank)[: budget.finalists]
+        return sorted(fresh, key=_rank)[: self.policy.budget.abreast] or [min(running, key=_rank)]
 
     def _look(self, leaders: Sequence[_Runner]) -> None:
         """A few more prompts for each, in one mixed batch."""
@@ -203,7 +220,7 @@ class Race:
         """Whether it leaves: it has lost for certain, or there is nothing left to ask."""
         utility = one.measured.report(self.backend, tokens=0).check("utility") if one.measured.asked == 0 else None
         hopeless = utility is not None and utility.outcome not in {CheckOutcome.PASS, CheckOutcome.INFORMATIVE}
-        if not (hopeless or not one.left or (one.measured.asked and one.measured.lost())):
+        if not hopeless and one.left and not self._lost(one):
             return False
         report = one.measured.report(self.backend, tokens=round(one.tokens))
         if utility is not None and hopeless:
@@ -215,10 +232,13 @@ class Race:
             self._leave(one, Reading.TOO_MILD if obeys else Reading.TOO_STRONG, f"screened out: {why(report)}")
         return True
 
+    def _lost(self, one: _Runner) -> bool:
+        return bool(one.measured.asked) and (one.measured.lost() or one.measured.promise() < _LEAST_CHANCE)
+
     def _dominated(self, one: _Runner) -> bool:
-        """Whether as many as may be certified have passed and keep as much: nothing it is asked can make it win."""
-        ahead = sum(not other.lost and other.utility >= one.tried.utility for other in self._tried)
-        if ahead < self.policy.budget.finalists:
+        """Whether another that has passed keeps as much: nothing it is asked can make it win."""
+        best = self.best
+        if best is None or best.utility < one.tried.utility:
             return False
         self._leave(one, Reading.DOMINATED, "kept less utility than one that passed")
         return True
@@ -228,18 +248,16 @@ class Race:
         self._tried.append(replace(one.tried, select=report, lost=lost))
         one.row.readings[one.place] = reading
 
-    def _passed_over(self, row: Bisection) -> None:
+    def _passed_over(self, row: Bisection) -> Iterator[Tried]:
         """Those of a row that were never built."""
         reasons, seen = row.untried(), {id(one.wish) for one in self._tried}
         for at, wish in enumerate(row.wishes):
-            if id(wish) in seen:
-                continue
-            rest = self._exhausted() if self._broke() else "needs training, and a repair without it keeps enough"
-            self._tried.append(Tried(wish=wish, lost=f"not measured: {reasons.get(at, rest)}"))
+            if id(wish) not in seen:
+                rest = self._exhausted() if self._broke() else "needs training, and a repair without it keeps enough"
+                yield Tried(wish=wish, lost=f"not measured: {reasons.get(at, rest)}")
 
-    def _winning(self, rows: Sequence[Bisection]) -> Bisection | None:
-        best = self.best
-        return next((row for row in rows if best is not None and any(wish is best.wish for wish in row.wishes)), None)
+    def _row_of(self, one: Tried) -> Bisection:
+        return next(row for row in self.rows if any(wish is one.wish for wish in row.wishes))
 
     def _good_enough(self) -> bool:
         """Whether what passed keeps so much that training another is not worth the minutes."""

@@ -122,7 +122,8 @@ class Measurement:
         arm: What the rows call it.
         judge: Says what each reply was.
         checks: What reads the rows.
-        aligned: The aligned model's rows by pack.
+        aligned: The aligned model's rows on the same half by pack.
+        aligned_on_certify: Its rows on the certify half, while the select half is asked.
         upload: The upload's, where the arm must be shown to be better than it.
         repaired: Whether it is a candidate.
         rows: What was asked so far, by pack.
@@ -136,6 +137,7 @@ class Measurement:
     judge: Judge
     checks: Sequence[Check] = CHECKS
     aligned: Mapping[str, tuple[Row, ...]] | None = None
+    aligned_on_certify: Mapping[str, tuple[Row, ...]] | None = None
     upload: Mapping[str, tuple[Row, ...]] | None = None
     repaired: bool = False
     rows: dict[str, tuple[Row, ...]] = field(default_factory=dict)
@@ -180,6 +182,11 @@ class Measurement:
         asking = [check for check in self.checks if pack is None or check.pack == pack]
         return any(check.settled(evidence) is Stop.FAIL for check in asking)
 
+    def promise(self) -> float:
+        """How likely the select half ends well, by the check that is worst off."""
+        evidence = self.evidence()
+        return min((check.promise(evidence) for check in self.checks), default=1.0)
+
     def margin_prompts(self) -> list[str]:
         """The first harmful prompts, as many as the policy's size says."""
         prompts = self.suite.prompts.get("core_harmful", ())[: self.suite.sizes.margin]
@@ -195,6 +202,7 @@ class Measurement:
             planned=self.suite.planned,
             missing=self.suite.missing,
             aligned=self.aligned,
+            aligned_on_certify=self.aligned_on_certify,
             upload=self.upload,
             margins=self.margins,
             utility=self.utility,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from repair.checks.decode import WORTH_SHARING, Place, cache_of_opening, common_opening, one_arm
 
-_BATCH: Final = 8
+_BATCH: Final = 8  # rows of one arm
 
 Pair = tuple[list[int], list[int]]
 """Token ids of a question and of its answer."""
@@ -24,8 +24,9 @@ def answer_log_probs(
     found: dict[int, Tensor] = {}
     of = list(arms or [0] * len(pairs))
     order = sorted(range(len(pairs)), key=lambda at: len(pairs[at][0]) + len(pairs[at][1]))
-    for start in range(0, len(order), _BATCH):
-        chunk = sorted(order[start : start + _BATCH], key=lambda at: of[at])
+    size = _BATCH * len(set(of))  # the opening is computed once for each arm of a batch: as many rows as alone
+    for start in range(0, len(order), size or 1):
+        chunk = sorted(order[start : start + size], key=lambda at: of[at])
         logits = _scored(model, [pairs[at] for at in chunk], [of[at] for at in chunk], pad=pad, place=place)
         found.update(zip(chunk, logits, strict=True))
     return [found[at] for at in range(len(pairs))]

@@ -206,3 +206,13 @@ def bootstrap_ratio(
     tail = (1 - confidence) / 2
     low, high = np.nanquantile(ratios, [tail, 1 - tail])
     return Interval(value=float(top.sum() / bottom.sum()), low=float(low), high=float(high))
+
+
+def chance_within(hits: int, seen: int, n: int, *, allowed: int) -> float:
+    """How likely all ``n`` end with at most ``allowed`` hits, after ``hits`` in the first ``seen``.
+
+    The predictive distribution under Jeffreys' prior: beta-binomial. For choosing what to look at next, never for a
+    release.
+    """
+    _check_counts(hits, seen)
+    return float(stats.betabinom.cdf(allowed - hits, n - seen, hits + 0.5, seen - hits + 0.5))

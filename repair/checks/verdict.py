@@ -66,6 +66,8 @@ class Tried:
         packs: What it learned from, with digests.
         directory: Where its files lie; None when it could not be built.
         adapter: As read back from there.
+        digest: Of its weights file.
+        unchanged: Whether the method left every tensor as it was.
     """
 
     wish: Candidate
@@ -79,6 +81,8 @@ class Tried:
     packs: Mapping[str, str] = field(default_factory=dict)
     directory: Path | None = None
     adapter: LoraAdapter | None = None
+    digest: str = ""
+    unchanged: bool = False
 
     @property
     def method(self) -> str:
