@@ -92,6 +92,7 @@ def repair_adapter(adapter: LoraAdapter, method: RepairMethod, context: RepairCo
         changed=not same or bool(adapter.extras),
         notes=(
             *adapter.notes,
+            *(() if patch is None else (f"added weights: {note}" for note in patch.notes)),
             *(f"dropped: {extra.key} ({extra.kind})" for extra in adapter.extras),
             *_growth(kept, result),
         ),
