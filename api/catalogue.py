@@ -34,8 +34,12 @@ class Method(BaseModel):
     name: str
     version: int | str
     summary: str = ""
-    paper: str | None = None
+    paper: str | None = Field(default=None, description="Where the method is defined")
     needs: list[str] = Field(default=[], description="What the method needs: aligned, base, patch, calibration, chat")
+    cost: str = Field(
+        default="",
+        description="Of a 7B adapter: seconds, checkpoints (reads two models once) or training (minutes)",
+    )
     parameters: dict[str, Any] = Field(default={}, description="JSON Schema of the parameters")
 
 

@@ -134,6 +134,9 @@ def repair_by_method(
     inputs = place.inputs(adapter)
     context = _context(method, place, inputs, drop=drop)
     repaired = repair_adapter(uploaded, method, context)
+    if thorough and place.aligned is not None and context.chat is None:
+        context = replace(context, chat=chat_of(place))
+    found = diagnose(uploaded, context, directions=DIRECTIONS if thorough else 0, weights=True if thorough else None)
     export = None
     if repaired.changed:
         export = write_adapter(repaired.adapter, out, balanced=balanced)
@@ -144,9 +147,6 @@ def repair_by_method(
         inputs |= {name: adapter_digests(path) for name, path in stage if isinstance(path, Path)}
     inputs |= {f"pack/{name}": {"digest": digest} for name, digest in pack_digests(method.packs).items()}
     outputs = {"adapter": output_entry(out, export)}
-    if thorough and place.aligned is not None and context.chat is None:
-        context = replace(context, chat=chat_of(place))
-    found = diagnose(uploaded, context, directions=DIRECTIONS if thorough else 0, weights=True if thorough else None)
     return Answer(
         document=method_report(method, repaired, inputs=inputs, outputs=outputs, diagnostics=found, device=place.device)
     )

@@ -64,6 +64,7 @@ def repair_by_policy(adapter: Path, policy_name: str, place: Place, out: Path, *
             device=place.device,
             progress=place.progress,
         )
+        found = _diagnostics(uploaded, reference, place)
         if planned.verdict is Verdict.RELEASED_UNCHANGED:
             copy_adapter(adapter, out)
         elif planned.winner is not None and planned.winner.directory is not None:
@@ -75,7 +76,7 @@ def repair_by_policy(adapter: Path, policy_name: str, place: Place, out: Path, *
         **planned.as_dict(),
         "inputs": inputs,
         "outputs": outputs,
-        "diagnostics": _diagnostics(uploaded, reference, place),
+        "diagnostics": found,
         "environment": environment(place.device),
     }
     return Answer(document=document, code=CODES[planned.outcome])

@@ -78,16 +78,17 @@ def repair_adapter(adapter: LoraAdapter, method: RepairMethod, context: RepairCo
     for stage in stages:
         _demand(stage, context)  # all of them first: nothing is trained for a repair that cannot be finished
     kept = _without_replacements(adapter, context)
-    result, verdicts = _apply(kept, stages[0], context)
+    result, verdicts, notes = _apply(kept, stages[0], context)
     for stage in stages[1:]:
-        result, then = _apply(result, stage, context)
-        verdicts = _joined(verdicts, then)
+        result, then, more = _apply(result, stage, context)
+        verdicts, notes = _joined(verdicts, then), notes + more
     return Repaired(
         adapter=result,
         verdicts=verdicts,
         changed=result is not kept or bool(adapter.extras),
         notes=(
             *adapter.notes,
+            *notes,
             *(f"dropped: {extra.key} ({extra.kind})" for extra in adapter.extras),
             *_growth(kept, result),
         ),
@@ -96,8 +97,8 @@ def repair_adapter(adapter: LoraAdapter, method: RepairMethod, context: RepairCo
 
 def _apply(
     kept: LoraAdapter, method: RepairMethod, context: RepairContext
-) -> tuple[LoraAdapter, tuple[LayerVerdict, ...]]:
-    """One stage; the very adapter that was handed in when nothing about it changed."""
+) -> tuple[LoraAdapter, tuple[LayerVerdict, ...], tuple[str, ...]]:
+    """One stage, with what it has to say; the very adapter that was handed in when nothing about it changed."""
     patch = method.prepare(kept, context)
     assessments = _assess(kept, method, context)
     choice = _chosen(method, assessments)
@@ -108,7 +109,8 @@ def _apply(
     result = remeasured(kept, result, context)
     verdicts = _verdicts(assessments, choice, result, {} if added is None else added.by_name)
     same = added is None and all(after is before for after, before in zip(result.layers, kept.layers, strict=True))
-    return kept if same else result, verdicts
+    notes = () if patch is None else tuple(f"added weights: {note}" for note in patch.notes)
+    return kept if same else result, verdicts, notes
 
 
 def _joined(before: tuple[LayerVerdict, ...], then: tuple[LayerVerdict, ...]) -> tuple[LayerVerdict, ...]:
