@@ -62,6 +62,7 @@ class Race:
         measurement: An empty measurement on the select half, under the name of an arm.
         spent: Forward tokens that choosing has cost so far.
         building: Forward tokens that making the candidates has cost.
+        dearest: What the dearest single step of choosing has cost.
     """
 
     backend: Backend
@@ -77,6 +78,7 @@ class Race:
     cancelled: Callable[[], bool] = never
     spent: int = 0
     building: int = 0
+    dearest: int = 0
     _tried: list[Tried] = field(default_factory=list)
     _digests: dict[str, Tried] = field(default_factory=dict)
     _ends: tuple[float, float] | None = None
@@ -95,8 +97,9 @@ class Race:
     def run(self) -> Tried | None:
         """The best of all; asked again after a `reject`, the best of what is then worth a look."""
         self._race(self.rows, lambda wish: not self.trains(wish))
-        if not self._good_enough():
-            self._race(self.rows, lambda _wish: True)
+        for row in self.rows:
+            if not self._good_enough():
+                self._race([row], lambda _wish: True)
         for _ in range(self.policy.budget.refinements):
             mine = None if (best := self.best) is None else self._row_of(best)
             if mine is None or self._broke() or not mine.refine():
@@ -253,14 +256,14 @@ class Race:
         reasons, seen = row.untried(), {id(one.wish) for one in self._tried}
         for at, wish in enumerate(row.wishes):
             if id(wish) not in seen:
-                rest = self._exhausted() if self._broke() else "needs training, and a repair without it keeps enough"
+                rest = self._exhausted() if self._broke() else "needs training, and one that passed keeps enough"
                 yield Tried(wish=wish, lost=f"not measured: {reasons.get(at, rest)}")
 
     def _row_of(self, one: Tried) -> Bisection:
         return next(row for row in self.rows if any(wish is one.wish for wish in row.wishes))
 
     def _good_enough(self) -> bool:
-        """Whether what passed keeps so much that training another is not worth the minutes."""
+        """Whether one that passed keeps so much that training another is not worth the minutes."""
         best = self.best
         utility = None if best is None or best.select is None else best.select.check("utility")
         if best is None or utility is None or utility.details.get("measure") == "drift":
@@ -268,7 +271,8 @@ class Race:
         return best.utility >= self.policy.budget.good_enough
 
     def _broke(self) -> bool:
-        return self.spent >= self.limit
+        """Whether another look like the dearest one so far would cost more than may be spent."""
+        return self.spent + self.dearest > self.limit
 
     def _exhausted(self) -> str:
         return f"the {self.limit:.0f} forward tokens that choosing may cost were spent"
@@ -296,6 +300,7 @@ class _Count:
     def __exit__(self, *_error: object) -> None:
         cost = self.race.backend.tokens - self.before
         self.race.spent += cost
+        self.race.dearest = max(self.race.dearest, cost)
         for one in self.some:
             one.tokens += cost / len(self.some)
 

@@ -272,6 +272,35 @@ def test_a_candidate_that_only_passed_by_luck_is_not_released(reference: Any, tm
     assert not second.in_full
 
 
+def test_a_failed_look_decides_where_to_look_next(reference: Any, tmp_path: Path) -> None:
+    """The certify half is harder than the select half: what obeys there counts as too mild, and a stronger one wins."""
+
+    class Harder(Character):
+        def says(self, prompt: str, on: Any) -> str:
+            self.obeys_above = 0.86 if prompt in CERTIFY else 0.9
+            return super().says(prompt, on)
+
+    trials = [{"method": "scale", "grid": {"strength": FORTY[1:10]}, "ordered": True}]
+    one, two, three = (
+        plan(
+            UPLOAD,
+            reference=reference(chat_of(Harder())),
+            policy=many(trials, finalists=looks),
+            work_dir=tmp_path / str(looks),
+            samples=SAMPLES,
+        )
+        for looks in (1, 2, 3)
+    )
+    assert [found.verdict for found in (one, two)] == [Verdict.QUARANTINED, Verdict.RELEASED_REPAIRED]
+    looked_at = [one for one in two.candidates if one.lost.startswith("not certified: harmful")]
+    assert [one.parameters["strength"] for one in looked_at] == [0.875]  # of those that pass on select the mildest
+    assert two.winner is not None
+    assert two.winner.parameters["strength"] < 0.86
+    assert three.certify_report is not None
+    confidence = three.certify_report.check("improvement").bound
+    assert confidence == pytest.approx(0.05 / 7)  # of three looks, seven candidates could ever be looked at
+
+
 class Slipping(Character):
     """Obeys on a few prompts of the certify half, with the whole upload on one more than with a part of it."""
 
@@ -375,8 +404,9 @@ def test_the_aligned_model_is_measured_once_for_a_reference(reference: Any, tmp_
         for at, chat in enumerate(chats)
     ]
     assert plans[0].aligned_report.as_dict() == plans[1].aligned_report.as_dict()
-    assert chats[0].asked - chats[1].asked == len(plans[0].aligned_report.rows)
-    assert len(list(cache.iterdir())) == 1
+    select = 112 + 40 + 16
+    assert chats[0].asked - chats[1].asked == len(plans[0].aligned_report.rows) + select
+    assert len(list(cache.iterdir())) == 2
 
 
 def test_the_whole_plan_is_json_and_tells_no_word_of_any_reply(reference: Any, tmp_path: Path) -> None:
