@@ -17,8 +17,9 @@ from gate.errors import Refused, Rule
 from gate.files import open_regular, read_small, size_of
 from gate.header import looks_pickled, parse_header
 from gate.names import CONFIG_FILE, README_FILE, REQUIRED_FILES, WEIGHTS_FILE, check_name
+from gate.records import ExtraKind, ExtraRecord, ModuleKind, ModuleRecord, Shapes, Weights
 from gate.scan import scan
-from gate.weights import ExtraKind, ExtraRecord, ModuleKind, ModuleRecord, Shapes, Weights, read_weights
+from gate.weights import read_weights
 
 MAX_README_BYTES = 1 << 20
 
@@ -35,6 +36,7 @@ class Need(StrEnum):
     FULL_WEIGHTS = "full-weights"
     BIASES = "biases"
     TOKENS = "tokens"
+    PARAMETERS = "parameters"
 
 
 NOTES: Mapping[Need, str] = {
@@ -46,6 +48,7 @@ NOTES: Mapping[Need, str] = {
     Need.EMBEDDINGS: "adapts embeddings",
     Need.FULL_WEIGHTS: "replaces whole weights of the base model (modules_to_save)",
     Need.BIASES: "replaces biases of the base model",
+    Need.PARAMETERS: "adapts bare parameters, as fused experts are (target_parameters)",
     Need.TOKENS: "replaces rows of an embedding (trainable_token_indices)",
 }
 
@@ -102,7 +105,7 @@ class Admission:
             "ranks": {"min": min(ranks), "max": max(ranks)},
             "dtypes": sorted({module.dtype for module in self.modules} | {extra.dtype for extra in self.extras}),
             "kinds": sorted({module.kind.value for module in self.modules}),
-            "parameters": sum(m.rank * (m.out_features + m.in_features) for m in self.modules),
+            "parameters": sum(m.rank * (m.out_features + m.in_features) * (m.experts or 1) for m in self.modules),
             "modules": [asdict(module) | {"kind": module.kind.value} for module in self.modules],
             "extras": [asdict(e) | {"kind": e.kind.value, "shape": list(e.shape)} for e in self.extras],
             "needs": [need.value for need in self.needs],
@@ -182,6 +185,7 @@ def _needs(config: AdapterConfig, weights: Weights) -> tuple[Need, ...]:
         Need.FULL_WEIGHTS: ExtraKind.MODULE in extras,
         Need.BIASES: ExtraKind.BIAS in extras,
         Need.TOKENS: ExtraKind.TOKENS in extras,
+        Need.PARAMETERS: bool(config.target_parameters),
     }
     return tuple(need for need, present in found.items() if present)
 

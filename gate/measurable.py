@@ -11,7 +11,7 @@ from types import MappingProxyType
 from gate.admission import Admission
 from gate.errors import Refused, Rule
 from gate.names import CONFIG_FILE, WEIGHTS_FILE
-from gate.weights import ExtraKind, ModuleKind
+from gate.records import ExtraKind, ModuleKind
 
 _DROP = "or revert it to the base model first: `lora-repair repair ... --drop-replacements`"
 _INSTEAD: Mapping[ExtraKind, str] = MappingProxyType(

@@ -106,7 +106,7 @@ class RepairContext:
     ) -> tuple[Weight | None, str | None]:
         if aligned.borrows(layer.name) != base.borrows(layer.name):
             return None, "one model of the pair ties its head to the embedding, the other does not"
-        other = base.oriented(layer.name, like=weight)
+        other = base.oriented(layer, like=weight)
         if other.shape == weight.shape:
             return other, None
         if layer.kind is LayerKind.EMBEDDING and other.shape[0] == weight.shape[0]:

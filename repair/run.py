@@ -75,7 +75,7 @@ def repair_adapter(adapter: LoraAdapter, method: RepairMethod, context: RepairCo
     Raises a RepairError that names the module or the missing input when the adapter cannot be repaired.
     """
     _demand(method, context)
-    kept = _without_replacements(adapter, context)
+    kept = _righted(_without_replacements(adapter, context), context)
     patch = method.prepare(kept, context)
     assessments = _assess(kept, method, context)
     choice = _chosen(method, assessments)
@@ -121,6 +121,13 @@ def _without_replacements(adapter: LoraAdapter, context: RepairContext) -> LoraA
         detail = f"replaces a whole tensor of the model ({first.kind}); ask to drop it, or to refuse the adapter"
         raise UnsupportedAdapter(detail, field=first.key, file="adapter_model.safetensors")
     return replace(adapter, extras=())
+
+
+def _righted(adapter: LoraAdapter, context: RepairContext) -> LoraAdapter:
+    """Fused experts with outputs on the output side: some model classes store them turned without saying so."""
+    if context.aligned is None or all(layer.slot is None for layer in adapter.layers):
+        return adapter
+    return replace(adapter, layers=tuple(context.aligned.righted(layer) for layer in adapter.layers))
 
 
 def _fits(patch: LoraAdapter | None, adapter: LoraAdapter, context: RepairContext) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from repair.checks.errors import ArmUnsupported
+from repair.checks.parameters import adapted_parameters, place_of
 from repair.lora import LoraAdapter, LoraLayer
 
 Hook = Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]
@@ -24,14 +25,19 @@ def adapter_hooks(model: nn.Module, adapter: LoraAdapter | None) -> Iterator[Non
     modules = dict(model.named_modules())
     if adapter is not None and adapter.extras:
         raise ArmUnsupported("replaces a whole tensor of the model", field=adapter.extras[0].key)
+    layers = () if adapter is None else adapter.layers
+    found = [(place_of(modules, layer), layer) for layer in layers]
     handles = []
     try:
-        for layer in () if adapter is None else adapter.layers:
+        for place, layer in found:
             module = modules.get(layer.name)
-            if module is None:
+            if place is not None:
+                continue
+            if module is None or layer.slot is not None:
                 raise ArmUnsupported("the model has no such module", field=layer.name)
             handles.append(module.register_forward_hook(_hook_for(module, layer)))
-        yield
+        with adapted_parameters([(place, layer) for place, layer in found if place is not None]):
+            yield
     finally:
         for handle in handles:
             handle.remove()

@@ -113,7 +113,6 @@ def test_order_of_the_file_does_not_matter(tmp_path: Path) -> None:
     ("key", "value"),
     [
         ("peft_type", "LOHA"),
-        ("target_parameters", ["mlp.experts.gate_up_proj"]),
         ("use_qalora", True),
         ("alora_invocation_tokens", [1, 2]),
         ("use_bdlora", {"nblocks": 2}),
