@@ -41,6 +41,7 @@ class RepairContext:
         progress: Told after every module.
         drop_replacements: Revert full replacement tensors to the aligned model instead of refusing the adapter.
         tile_rows: Rows of a reference weight that are read at once; None for what suits the device.
+        rank_limit: The largest rank of the result; None for the step that the uploaded adapter fits.
     """
 
     aligned: Checkpoint | None = None
@@ -53,6 +54,7 @@ class RepairContext:
     progress: Progress = silent
     drop_replacements: bool = False
     tile_rows: int | None = None
+    rank_limit: int | None = None
 
     def reference_for(
         self, layer: LoraLayer, *, with_base: bool = True, need: BasisNeed | None = None

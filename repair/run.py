@@ -14,6 +14,7 @@ from repair.interaction import Addition, interaction
 from repair.linalg import delta_energy
 from repair.lora import LoraAdapter, LoraLayer, concatenate
 from repair.method import Assessment, Choice, Decision, Need, RepairMethod
+from repair.ranks import Fitted, fitted, limit_of
 
 __all__ = ["LayerVerdict", "RepairContext", "Repaired", "repair_adapter"]
 
@@ -82,6 +83,11 @@ def repair_adapter(adapter: LoraAdapter, method: RepairMethod, context: RepairCo
     edited = replace(kept, layers=tuple(a.edited if a.layer.name in choice.names else a.layer for a in assessments))
     added = _additions(patch, assessments, choice)
     _fits(added, kept, context)
+    _serves(kept, added)
+    if added is not None:
+        room = fitted(edited, added, context.rank_limit or limit_of(kept))
+        edited, added = room.edited, room.added
+        assessments = [_cut_noted(one, room.discarded) for one in assessments]
     result = edited if added is None else concatenate(edited, added)
     result = remeasured(kept, result, context)
     verdicts = _verdicts(assessments, choice, result, {} if added is None else added.by_name)
@@ -94,6 +100,7 @@ def repair_adapter(adapter: LoraAdapter, method: RepairMethod, context: RepairCo
             *adapter.notes,
             *(f"dropped: {extra.key} ({extra.kind})" for extra in adapter.extras),
             *_growth(kept, result),
+            *([] if added is None else _cuts(room)),
         ),
     )
 
@@ -121,6 +128,15 @@ def _without_replacements(adapter: LoraAdapter, context: RepairContext) -> LoraA
         detail = f"replaces a whole tensor of the model ({first.kind}); ask to drop it, or to refuse the adapter"
         raise UnsupportedAdapter(detail, field=first.key, file="adapter_model.safetensors")
     return replace(adapter, extras=())
+
+
+def _serves(adapter: LoraAdapter, patch: LoraAdapter | None) -> None:
+    """An output shift that only the patch brings would make engines refuse what they served before."""
+    added = () if patch is None else patch.layers
+    shifts = next((layer for layer in added if layer.bias is not None), None)
+    if shifts is not None and all(layer.bias is None for layer in adapter.layers):
+        detail = "the patch has lora_bias and the adapter has none: engines that serve the adapter refuse the sum"
+        raise UnsupportedAdapter(detail, field=shifts.name)
 
 
 def _righted(adapter: LoraAdapter, context: RepairContext) -> LoraAdapter:
@@ -169,6 +185,22 @@ def _growth(before: LoraAdapter, after: LoraAdapter) -> tuple[str, ...]:
     grown = sum(layer.rank > known.get(layer.name, 0) for layer in found)
     ranks = max(known.values(), default=0), max((layer.rank for layer in found), default=0)
     return (f"rank: {grown} modules grew; the largest was {ranks[0]} and is {ranks[1]}",) if grown else ()
+
+
+def _cuts(room: Fitted) -> tuple[str, ...]:
+    """A note when something had to go for the rank's sake."""
+    if not room.discarded:
+        return ()
+    worst = max(room.discarded, key=lambda name: room.discarded[name])
+    share = f"{room.discarded[worst]:.2g}"
+    return (f"rank: {len(room.discarded)} modules were cut to what engines take; most went at {worst}, {share} of it",)
+
+
+def _cut_noted(one: Assessment, discarded: Mapping[str, float]) -> Assessment:
+    share = discarded.get(one.layer.name)
+    if share is None:
+        return one
+    return replace(one, note="; ".join(filter(None, [one.note, f"cut in rank, {share:.2g} of its energy went"])))
 
 
 def _verdicts(
