@@ -13,7 +13,7 @@ from gate.errors import Refused, Rule
 from gate.names import CONFIG_FILE, WEIGHTS_FILE
 from gate.records import ExtraKind, ModuleKind
 
-_DROP = "or revert it to the base model first: `lora-repair repair ... --drop-replacements`"
+_DROP = "or take it out first: `lora-repair repair ... --replacements drop`"
 _INSTEAD: Mapping[ExtraKind, str] = MappingProxyType(
     {
         ExtraKind.MODULE: "replaces a whole weight: train without modules_to_save, save an adapted embedding with "

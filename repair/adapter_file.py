@@ -48,7 +48,7 @@ def read_adapter(directory: Path) -> LoraAdapter:
     for key, entry in header.tensors.items():
         found = spelling(key)
         if isinstance(found, ExtraKind):
-            extras.append(ExtraTensor(key=key, kind=found, shape=tuple(entry.shape)))
+            extras.append(ExtraTensor(key=key, kind=found, shape=tuple(entry.shape), source=directory / WEIGHTS))
             continue
         site = Site(module=found.module, nested=found.nested)
         if kinds.setdefault(site, found.kind) is not found.kind or found.part in parts.get(site, {}):

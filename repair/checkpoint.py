@@ -131,6 +131,16 @@ class Checkpoint:
         tensor: Tensor = self._handle(key).get_tensor(key)
         return tensor
 
+    def tensor(self, key: str) -> Tensor:
+        """Any tensor by its full name, a borrowed head among them; raises MissingWeight."""
+        if key.endswith(".weight"):
+            key = self._find(key.removesuffix(".weight"))
+        alike = [key] if key in self._files else self._by_short_name.get(short_name(key), [])
+        if len(alike) != 1:
+            raise MissingWeight("the model has no such tensor", field=key, file=str(self.directory))
+        found: Tensor = self._handle(alike[0]).get_tensor(alike[0])
+        return found
+
     def for_layer(self, layer: LoraLayer) -> Weight:
         """A handle on the weight that ``layer`` adapts, in its orientation; raises ShapeMismatch."""
         if layer.slot is not None and layer.slot.expert is not None:

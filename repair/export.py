@@ -17,7 +17,7 @@ from repair.experts import exchanged, packed
 from repair.layout import WEIGHTS, key_at, key_for
 from repair.linalg import Factors, relative_distance
 from repair.linalg import balanced as equal_factors
-from repair.lora import LoraAdapter, LoraLayer
+from repair.lora import ExtraKind, LoraAdapter, LoraLayer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +55,7 @@ def folded(adapter: LoraAdapter, *, balanced: bool = False) -> Export:
             if tensor is not None:
                 tensors[key_for(layer.name, part, layer.kind)] = tensor.contiguous()
     tensors |= _parameters(slots)
+    tensors |= {extra.key: extra.value for extra in adapter.extras if extra.value is not None}
     return Export(tensors=tensors, config=_config(adapter, rank, with_bias=with_bias), rank=rank, rounding=rounding)
 
 
@@ -116,6 +117,7 @@ def _fitted(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
 
 def _config(adapter: LoraAdapter, rank: int, *, with_bias: bool) -> dict[str, Any]:
     """The uploaded config, unknown keys and all, with everything that the fold has changed."""
+    kept = {extra.kind for extra in adapter.extras if extra.value is not None}
     parameters = sorted({layer.slot.parameter for layer in adapter.layers if layer.slot is not None})
     if parameters:  # PEFT refuses to load them with dropout, which means nothing any more
         changed = {"target_parameters": parameters, "lora_dropout": 0.0}
@@ -129,15 +131,15 @@ def _config(adapter: LoraAdapter, rank: int, *, with_bias: bool) -> dict[str, An
         "use_rslora": False,
         "use_dora": adapter.uses_dora,
         "lora_bias": with_bias,
-        "bias": "none",
+        "bias": (adapter.config.get("bias") or "none") if ExtraKind.BIAS in kept else "none",
         "rank_pattern": {},
         "alpha_pattern": {},
         "target_modules": [layer.name for layer in adapter.layers if layer.slot is None],
         "exclude_modules": None,
         "layers_to_transform": None,
         "layers_pattern": None,
-        "modules_to_save": None,
-        "trainable_token_indices": None,
+        "modules_to_save": adapter.config.get("modules_to_save") if ExtraKind.MODULE in kept else None,
+        "trainable_token_indices": adapter.config.get("trainable_token_indices") if ExtraKind.TOKENS in kept else None,
         "init_lora_weights": True,
         "inference_mode": True,
         **changed,

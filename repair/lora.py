@@ -7,6 +7,7 @@ one orientation, ``delta = scale * b @ a`` of shape out x in, whatever the file 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
@@ -117,11 +118,21 @@ class ExtraKind(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class ExtraTensor:
-    """A full replacement that travels with the adapter; it bypasses every low-rank repair."""
+    """A full replacement that travels with the adapter; it bypasses every low-rank repair.
+
+    Attributes:
+        key: Its name in the file.
+        kind: What it replaces.
+        shape: As stored.
+        source: The file that has its values; they are large, so they are read when they are asked for.
+        value: What is written in its place; None while nobody has said what to do with it.
+    """
 
     key: str
     kind: ExtraKind
     shape: tuple[int, ...]
+    source: Path | None = None
+    value: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +142,7 @@ class LoraAdapter:
     Attributes:
         layers: Sorted by name, whatever order the file had.
         config: The whole ``adapter_config.json``; keys we do not know are kept.
-        extras: Full replacement tensors. They are listed, not loaded: repair refuses or drops them.
+        extras: Full replacement tensors. They are listed, not loaded: `replacements.py` says what becomes of them.
         notes: What a reader should know: unknown config keys, assumptions.
     """
 

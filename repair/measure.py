@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Final
 
-from repair.adapter_file import copy_adapter
+from repair.adapter_file import copy_adapter, read_adapter
 from repair.checkpoint import Checkpoint
 from repair.checks.backend import Sample
 from repair.checks.evidence import CheckOutcome
@@ -28,6 +28,7 @@ from repair.commands import (
 )
 from repair.errors import BadParameters
 from repair.report import adapter_digests, digests, environment
+from repair.serving import serving_report
 
 CODES: Final = {
     CheckOutcome.PASS: Exit.OK,
@@ -67,6 +68,8 @@ def repair_by_policy(adapter: Path, policy_name: str, place: Place, out: Path, *
         keep_readme(adapter, out)
         outputs["adapter"] = adapter_digests(out)
     document = {**planned.as_dict(), "inputs": inputs, "outputs": outputs, "environment": environment(place.device)}
+    if outputs:
+        document["serving"] = serving_report(uploaded, read_adapter(out))
     return Answer(document=document, code=CODES[planned.outcome])
 
 

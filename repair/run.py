@@ -15,6 +15,7 @@ from repair.linalg import delta_energy
 from repair.lora import LoraAdapter, LoraLayer, concatenate
 from repair.method import Assessment, Choice, Decision, Need, RepairMethod
 from repair.ranks import Fitted, fitted, limit_of
+from repair.replacements import settled
 
 __all__ = ["LayerVerdict", "RepairContext", "Repaired", "repair_adapter"]
 
@@ -76,7 +77,7 @@ def repair_adapter(adapter: LoraAdapter, method: RepairMethod, context: RepairCo
     Raises a RepairError that names the module or the missing input when the adapter cannot be repaired.
     """
     _demand(method, context)
-    kept = _righted(_without_replacements(adapter, context), context)
+    kept = _righted(settled(adapter, context.replacements, context.aligned), context)
     patch = method.prepare(kept, context)
     assessments = _assess(kept, method, context)
     choice = _chosen(method, assessments)
@@ -97,8 +98,7 @@ def repair_adapter(adapter: LoraAdapter, method: RepairMethod, context: RepairCo
         verdicts=verdicts,
         changed=not same or bool(adapter.extras),
         notes=(
-            *adapter.notes,
-            *(f"dropped: {extra.key} ({extra.kind})" for extra in adapter.extras),
+            *kept.notes,
             *_growth(kept, result),
             *([] if added is None else _cuts(room)),
         ),
@@ -117,17 +117,6 @@ def _demand(method: RepairMethod, context: RepairContext) -> None:
     for need in sorted(method.demands & given.keys()):
         if given[need] is None:
             raise MissingReference(f"{method.name} needs it and it was not given", field=need.value)
-
-
-def _without_replacements(adapter: LoraAdapter, context: RepairContext) -> LoraAdapter:
-    """Full replacement tensors bypass every low-rank repair: refuse them, or revert them when that was asked for."""
-    if not adapter.extras:
-        return adapter
-    if not context.drop_replacements:
-        first = adapter.extras[0]
-        detail = f"replaces a whole tensor of the model ({first.kind}); ask to drop it, or to refuse the adapter"
-        raise UnsupportedAdapter(detail, field=first.key, file="adapter_model.safetensors")
-    return replace(adapter, extras=())
 
 
 def _serves(adapter: LoraAdapter, patch: LoraAdapter | None) -> None:

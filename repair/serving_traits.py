@@ -29,13 +29,15 @@ class Traits:
     @cached_property
     def one_scale(self) -> bool:
         """Whether lora_alpha and r alone, rsLoRA considered, tell the scale of every module."""
-        return all(self._near(layer.scale, self._scale(self._number("r", layer.rank))) for layer in self.adapter.layers)
+        return all(
+            self._near(layer.scale, self._scale(self._number("r", float(layer.rank)))) for layer in self.adapter.layers
+        )
 
     @cached_property
     def plain_scale(self) -> bool:
         """Whether it is lora_alpha / r everywhere."""
         return all(
-            self._near(layer.scale, self._alpha(layer.scale * layer.rank) / self._number("r", layer.rank))
+            self._near(layer.scale, self._alpha(layer.scale * layer.rank) / self._number("r", float(layer.rank)))
             for layer in self.adapter.layers
         )
 
@@ -112,7 +114,7 @@ class Traits:
 
     def _number(self, key: str, otherwise: float) -> float:
         value = self.adapter.config.get(key)
-        return float(value) if isinstance(value, int | float) else float(otherwise)
+        return float(value) if isinstance(value, int | float) else otherwise
 
     @staticmethod
     def _near(one: float, other: float) -> bool:

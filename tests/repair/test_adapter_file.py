@@ -15,6 +15,7 @@ from repair.errors import NotRepresentable, OutputExists, RepairError, Unsupport
 from repair.layout import refuse_config
 from repair.lora import ExtraKind, LayerKind, LoraAdapter, concatenate
 from repair.methods import METHODS
+from repair.replacements import Replacements
 from repair.run import repair_adapter
 from tests import tiny
 from tests.repair import dense
@@ -179,7 +180,7 @@ def test_full_replacements_are_listed_then_refused_or_dropped(tmp_path: Path) ->
     with pytest.raises(UnsupportedAdapter) as caught:
         repair_adapter(found, half, RepairContext())
     assert caught.value.field in tensors
-    repaired = repair_adapter(found, half, RepairContext(drop_replacements=True))
+    repaired = repair_adapter(found, half, RepairContext(replacements=Replacements.parse("drop")))
     assert repaired.changed
     assert sum(note.startswith("dropped: ") for note in repaired.notes) == 3
     write_adapter(repaired.adapter, tmp_path / "out")
