@@ -134,7 +134,8 @@ def read_config(source: Path | bytes) -> AdapterConfig:
     raw = parse_object(JsonText(data=data, file=FILE))
     peft_type = raw.get("peft_type")
     if peft_type != LORA:
-        raise Refused(Rule.UNSUPPORTED_PEFT_TYPE, "only LORA adapters are handled", file=FILE, field="peft_type")
+        detail = "only LORA adapters are handled: convert it to LoRA with PEFT (save_as_lora) and bring the result"
+        raise Refused(Rule.UNSUPPORTED_PEFT_TYPE, detail, file=FILE, field="peft_type")
     for key in raw:
         if not (0 < len(key) <= 64 and key.isprintable()):  # noqa: PLR2004 - PEFT's longest has 23
             raise Refused(Rule.BAD_TEXT, "not a usable key", file=FILE, field=key)

@@ -89,7 +89,10 @@ def check_supported(raw: Mapping[str, Any]) -> None:
     if raw.get("target_parameters"):
         _check_parameters(raw)
     if isinstance(init, str) and init.lower() not in PLAIN_INITS:
-        detail = "this initialisation changes the base model: save the adapter converted to plain LoRA"
+        detail = (
+            "this initialisation changes the base model: save the adapter converted to plain LoRA "
+            "(save_pretrained with path_initial_model_for_weight_conversion)"
+        )
         raise Refused(Rule.UNSUPPORTED_LAYOUT, detail, file=FILE, field="init_lora_weights")
 
 

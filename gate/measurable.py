@@ -27,9 +27,6 @@ _INSTEAD: Mapping[ExtraKind, str] = MappingProxyType(
 def require_measurable(admission: Admission) -> None:
     """Raise Refused, with what to do instead, for the first thing that no measurement could take into account."""
     config = admission.config
-    if config.raw.get("ensure_weight_tying"):
-        detail = "ties the adapter of the head to that of the embedding: train with ensure_weight_tying=False"
-        raise _no(detail, file=CONFIG_FILE, field="ensure_weight_tying")
     if config.use_dora and config.lora_bias:
         detail = "DoRA together with lora_bias has no one meaning: train with one of the two"
         raise _no(detail, file=CONFIG_FILE, field="lora_bias")

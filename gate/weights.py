@@ -181,6 +181,8 @@ class _Judge:
 
     def _targeted(self, record: ModuleRecord, key: str) -> None:
         embedding = record.kind == ModuleKind.EMBEDDING
+        if self.config.raw.get("ensure_weight_tying") and record.name.rpartition(".")[2] in OUTPUT_LAYERS:
+            return  # it comes with the embedding; `tying.py` looks at both
         if not self.config.targets(record.name) or (self.config.all_linear and embedding):
             raise refusal(Rule.NOT_TARGETED, key, "the config does not target this module")
 

@@ -17,7 +17,8 @@ from repair.experts import exchanged, packed
 from repair.layout import WEIGHTS, key_at, key_for
 from repair.linalg import Factors, relative_distance
 from repair.linalg import balanced as equal_factors
-from repair.lora import ExtraKind, LoraAdapter, LoraLayer
+from repair.lora import ExtraKind, LayerKind, LoraAdapter, LoraLayer
+from repair.tying import TIES, tie_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,7 @@ def folded(adapter: LoraAdapter, *, balanced: bool = False) -> Export:
             if tensor is not None:
                 tensors[key_for(layer.name, part, layer.kind)] = tensor.contiguous()
     tensors |= _parameters(slots)
+    tensors |= _tied(adapter, tensors)
     tensors |= {extra.key: extra.value for extra in adapter.extras if extra.value is not None}
     return Export(tensors=tensors, config=_config(adapter, rank, with_bias=with_bias), rank=rank, rounding=rounding)
 
@@ -70,6 +72,16 @@ def _parameters(slots: Mapping[str, Mapping[int, LoraLayer]]) -> dict[str, Tenso
         found = packed([_as_filed(layers[expert]) for expert in sorted(layers)])
         tensors |= {key_at(site, "a"): found.a, key_at(site, "b"): found.b}
     return tensors
+
+
+def _tied(adapter: LoraAdapter, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The head of a tied pair, of the very numbers that are written for the embedding: the scale is in its B now."""
+    tie = tie_of(adapter)
+    if tie is None:
+        return {}
+    words = {part: tensors[key_for(tie.words, part, LayerKind.EMBEDDING)] for part in ("a", "b")}
+    turned = {"a": words["b"].T.contiguous(), "b": words["a"].T.contiguous()}
+    return {key_for(tie.head, part, LayerKind.LINEAR): tensor for part, tensor in turned.items()}
 
 
 def _experts(layers: Mapping[int, LoraLayer]) -> int:
@@ -120,9 +132,11 @@ def _config(adapter: LoraAdapter, rank: int, *, with_bias: bool) -> dict[str, An
     kept = {extra.kind for extra in adapter.extras if extra.value is not None}
     parameters = sorted({layer.slot.parameter for layer in adapter.layers if layer.slot is not None})
     if parameters:  # PEFT refuses to load them with dropout, which means nothing any more
-        changed = {"target_parameters": parameters, "lora_dropout": 0.0}
+        changed: dict[str, Any] = {"target_parameters": parameters, "lora_dropout": 0.0}
     else:
         changed = {"target_parameters": None} if "target_parameters" in adapter.config else {}
+    if adapter.config.get(TIES):
+        changed[TIES] = tie_of(adapter) is not None or ExtraKind.MODULE in kept
     return {
         **adapter.config,
         "peft_type": "LORA",

@@ -23,7 +23,6 @@ _REFUSED: Final[Mapping[str, str]] = {
     "kasa_config": "KaSA adds singular values of its own",
     "monteclora_config": "MonteCLoRA samples its factors",
     "layer_replication": "replicates layers of the base model, so module names mean other modules",
-    "ensure_weight_tying": "ties the adapter of the head to that of the embedding",
 }
 _MOVES_THE_BASE: Final = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Initialisations that subtract something from the base weights: the adapter is only valid on that other base."""

@@ -16,6 +16,7 @@ from repair.lora import LoraAdapter, LoraLayer, concatenate
 from repair.method import Assessment, Choice, Decision, Need, RepairMethod
 from repair.ranks import Fitted, fitted, limit_of
 from repair.replacements import settled
+from repair.tying import tie_of, with_head, without_head
 
 __all__ = ["LayerVerdict", "RepairContext", "Repaired", "repair_adapter"]
 
@@ -77,7 +78,8 @@ def repair_adapter(adapter: LoraAdapter, method: RepairMethod, context: RepairCo
     Raises a RepairError that names the module or the missing input when the adapter cannot be repaired.
     """
     _demand(method, context)
-    kept = _righted(settled(adapter, context.replacements, context.aligned), context)
+    whole = _righted(settled(adapter, context.replacements, context.aligned), context)
+    kept = without_head(whole)
     patch = method.prepare(kept, context)
     assessments = _assess(kept, method, context)
     choice = _chosen(method, assessments)
@@ -92,7 +94,9 @@ def repair_adapter(adapter: LoraAdapter, method: RepairMethod, context: RepairCo
     result = edited if added is None else concatenate(edited, added)
     result = remeasured(kept, result, context)
     verdicts = _verdicts(assessments, choice, result, {} if added is None else added.by_name)
-    same = added is None and all(after is before for after, before in zip(result.layers, kept.layers, strict=True))
+    result = with_head(result, whole)
+    verdicts = _following(verdicts, whole)
+    same = added is None and all(after is before for after, before in zip(result.layers, whole.layers, strict=True))
     return Repaired(
         adapter=result,
         verdicts=verdicts,
@@ -174,6 +178,16 @@ def _growth(before: LoraAdapter, after: LoraAdapter) -> tuple[str, ...]:
     grown = sum(layer.rank > known.get(layer.name, 0) for layer in found)
     ranks = max(known.values(), default=0), max((layer.rank for layer in found), default=0)
     return (f"rank: {grown} modules grew; the largest was {ranks[0]} and is {ranks[1]}",) if grown else ()
+
+
+def _following(verdicts: tuple[LayerVerdict, ...], whole: LoraAdapter) -> tuple[LayerVerdict, ...]:
+    """With the verdict of a head that is tied to the embedding: what became of that became of it."""
+    tie = tie_of(whole)
+    if tie is None:
+        return verdicts
+    words = next(verdict for verdict in verdicts if verdict.name == tie.words)
+    reason = "; ".join(filter(None, [words.reason, f"tied to {tie.words}"]))
+    return tuple(sorted([*verdicts, replace(words, name=tie.head, reason=reason)], key=lambda verdict: verdict.name))
 
 
 def _cuts(room: Fitted) -> tuple[str, ...]:

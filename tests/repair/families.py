@@ -109,7 +109,7 @@ def trained(made: Any, directory: Path, *, dtype: torch.dtype = torch.float32, *
             parameter.data.mul_(torch.rand_like(parameter) + 0.5)
         elif "lora_" in name:
             parameter.data.normal_(std=0.1)
-            parameter.data = parameter.data.to(dtype).float()  # what the file will hold, exactly
+            parameter.data.copy_(parameter.data.to(dtype))  # what the file will hold, exactly; tied ones stay tied
         elif parameter.requires_grad:  # modules_to_save, biases, tokens
             parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
     adapted.peft_config["default"].base_model_name_or_path = "tiny/model"  # the gate takes no path of this machine
@@ -132,9 +132,10 @@ def loaded(made: Any, directory: Path) -> PeftModel:
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*(missing|unexpected).*")
         adapted = PeftModel.from_pretrained(copy.deepcopy(made), directory)
-    if adapted.peft_config["default"].bias == "none":
+    config = adapted.peft_config["default"]
+    if config.bias == "none" and not config.ensure_weight_tying:
         result = adapted.load_adapter(directory, "again")
-    else:  # PEFT has no second adapter beside one with biases
+    else:  # PEFT has no second adapter beside one with biases, or with a tied head
         result = set_peft_model_state_dict(adapted, load_file(directory / "adapter_model.safetensors"))
     assert not [key for key in result.missing_keys if "lora_" in key or "modules_to_save" in key]
     assert not result.unexpected_keys

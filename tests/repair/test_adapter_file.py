@@ -121,7 +121,6 @@ def test_order_of_the_file_does_not_matter(tmp_path: Path) -> None:
         ("kasa_config", {}),
         ("monteclora_config", {"x": 1}),
         ("layer_replication", [[0, 1]]),
-        ("ensure_weight_tying", True),
         ("init_lora_weights", "pissa_niter_16"),
         ("init_lora_weights", "olora"),
         ("init_lora_weights", "corda"),

@@ -1,6 +1,7 @@
 """Every family and every layout that PEFT can write: read, repaired, written, and loaded again without a stray key."""
 
 import copy
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,10 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from gate.admission import admit
+from gate.errors import Refused, Rule
 from gate.model import model_shapes
+from repair.__main__ import main
 from repair.adapter_file import read_adapter, write_adapter
 from repair.checkpoint import Checkpoint
 from repair.checks.arms import adapter_hooks
@@ -317,3 +321,78 @@ def fused_logits(model: Any, adapter: LoraAdapter, spelling: tuple[str, str, str
         rows[down] = experts.down_proj[expert]
         rows[name].copy_((rows[name].double() + dense.delta(layer)).float())
     return families.logits(changed)
+
+
+@pytest.mark.parametrize("family", families.MODELS)
+def test_from_the_command_line(pairs: Pairs, tmp_path: Path, family: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """`repair --method scale` and `inspect` on an adapter of each family, as a user's shell meets them."""
+    pair = pairs(family)
+    before = families.trained(pair.model, tmp_path / "in", **pair.config("plain"), **pair.experts)
+    words = ["--aligned", pair.aligned, "--base", pair.base, "--method", "scale", "--set", "strength=0.5"]
+
+    codes = [main(["inspect", str(tmp_path / "in"), "--json"])]
+    inspected = json.loads(capsys.readouterr().out)
+    codes.append(main(["repair", str(tmp_path / "in"), *map(str, words), "--out", str(tmp_path / "out"), "--json"]))
+    torch.use_deterministic_algorithms(mode=False)
+    said = json.loads(capsys.readouterr().out)
+
+    assert codes == [0, 0]
+    assert said["summary"] == {"scaled": len(read_adapter(tmp_path / "in").layers)}
+    assert said["serving"]["input"] == inspected["serving"]
+    assert said["serving"]["lost"] == []
+    after = families.logits(families.loaded(pair.model, tmp_path / "out"))
+    assert not torch.allclose(after, before, atol=1e-4)
+    close(after, families.dense_logits(pair.model, read_adapter(tmp_path / "out")))
+
+
+TIED = {"both": ["embed_tokens", "lm_head"], "words": ["embed_tokens", "q_proj"]}
+
+
+@pytest.mark.parametrize("targets", TIED)
+def test_a_tied_head_follows_the_embedding(pairs: Pairs, tmp_path: Path, targets: str) -> None:
+    """PEFT writes one update twice, turned over: whatever a method does to one is done to the other."""
+    pair = pairs("llama-tied")
+    config: dict[str, Any] = {"target_modules": TIED[targets], "ensure_weight_tying": True}
+    before = families.trained(pair.model, tmp_path / "in", **config)
+    found = read_adapter(tmp_path / "in")
+    close(families.dense_logits(pair.model, found), before)
+    families.trained(pair.model, tmp_path / "patch", target_modules=["embed_tokens"], r=2)
+
+    tries: dict[str, dict[str, Any]] = {
+        "scale": {"strength": 0.5},
+        "safe_lora": {"threshold": 1.0},
+        "patch": {"patch": str(tmp_path / "patch")},
+    }
+    for method, parameters in tries.items():
+        after = written(pair, tmp_path / "in", tmp_path / f"by {method}", method, **parameters)
+        assert not torch.allclose(after, before, atol=1e-4)
+        tensors = load_file(tmp_path / f"by {method}" / "adapter_model.safetensors")
+        head, words = "base_model.model.lm_head.", "base_model.model.model.embed_tokens."
+        assert torch.equal(tensors[f"{head}lora_A.weight"], tensors[f"{words}lora_embedding_B"].T)
+        assert torch.equal(tensors[f"{head}lora_B.weight"], tensors[f"{words}lora_embedding_A"].T)
+    for layer in read_adapter(tmp_path / "by safe_lora").layers:
+        if layer.name.endswith("embed_tokens"):
+            v = families.matrix(pair.model, layer) - families.matrix(families.model("llama-tied", 1), layer)
+            wanted = dense.published_operator(v) @ dense.delta(found.by_name[layer.name])
+            assert dense.relative(dense.delta(layer), wanted) < 1e-4
+    untouched = repair_adapter(found, METHODS["scale"].parse({"strength": 1.0}), pair.context)
+    assert not untouched.changed
+    assert [verdict.name for verdict in untouched.verdicts] == sorted(found.names)
+
+
+def test_a_head_that_only_says_that_it_is_tied_is_refused(pairs: Pairs, tmp_path: Path) -> None:
+    """Engines would differ in which of the two they serve."""
+    pair = pairs("llama-tied")
+    config: dict[str, Any] = {"target_modules": TIED["both"], "ensure_weight_tying": True}
+    families.trained(pair.model, tmp_path / "in", **config)
+    tensors = load_file(tmp_path / "in" / "adapter_model.safetensors")
+    written_config = json.loads((tmp_path / "in" / "adapter_config.json").read_text())
+    key = "base_model.model.lm_head.lora_B.weight"
+    other = {**tensors, key: tensors[key] * 1.5}
+    alone = {name: tensor for name, tensor in tensors.items() if "lm_head" not in name}
+
+    for name, made, field in (("other", other, key), ("alone", alone, "ensure_weight_tying")):
+        with pytest.raises(Refused) as refused:
+            admit(tiny.write_adapter_files(tmp_path / name, made, written_config))
+        assert refused.value.field == field
+        assert refused.value.rule is Rule.UNSUPPORTED_LAYOUT
