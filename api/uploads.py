@@ -159,7 +159,7 @@ def _unpack(archive: ReceivedFile, into: Path, *, limit: int) -> None:
     archive.path.unlink()
 
 
-def _shapes(service: Service, reference: str | None) -> dict[str, tuple[int, int]] | None:
+def _shapes(service: Service, reference: str | None) -> dict[str, tuple[int, ...]] | None:
     if reference is None:
         return None
     with service.database.read() as tx:

@@ -5,6 +5,7 @@ Every byte of every file is read once; nothing is kept in memory beyond headers 
 
 import hashlib
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -17,10 +18,14 @@ from gate.errors import Refused, Rule
 from gate.files import open_regular, read_small, size_of
 from gate.header import looks_pickled, parse_header
 from gate.names import CONFIG_FILE, README_FILE, REQUIRED_FILES, WEIGHTS_FILE, check_name
+from gate.records import ExtraKind, ExtraRecord, ModuleKind, ModuleRecord, Shapes, Weights
 from gate.scan import scan
-from gate.weights import ExtraKind, ExtraRecord, ModuleKind, ModuleRecord, Shapes, Weights, read_weights
+from gate.tying import check_tied
+from gate.weights import read_weights
 
 MAX_README_BYTES = 1 << 20
+# How people call copies of a model whose weights are rounded to a few bits.
+_QUANTISED = re.compile(r"(?i)(^|[-_/.])(bnb|[248]-?bit|int[48]|fp8|nf4|gptq|awq|gguf|hqq|aqlm|eetq|exl2)([-_/.]|$)")
 
 
 class Need(StrEnum):
@@ -35,6 +40,7 @@ class Need(StrEnum):
     FULL_WEIGHTS = "full-weights"
     BIASES = "biases"
     TOKENS = "tokens"
+    PARAMETERS = "parameters"
 
 
 NOTES: Mapping[Need, str] = {
@@ -46,6 +52,7 @@ NOTES: Mapping[Need, str] = {
     Need.EMBEDDINGS: "adapts embeddings",
     Need.FULL_WEIGHTS: "replaces whole weights of the base model (modules_to_save)",
     Need.BIASES: "replaces biases of the base model",
+    Need.PARAMETERS: "adapts bare parameters, as fused experts are (target_parameters)",
     Need.TOKENS: "replaces rows of an embedding (trainable_token_indices)",
 }
 
@@ -102,7 +109,7 @@ class Admission:
             "ranks": {"min": min(ranks), "max": max(ranks)},
             "dtypes": sorted({module.dtype for module in self.modules} | {extra.dtype for extra in self.extras}),
             "kinds": sorted({module.kind.value for module in self.modules}),
-            "parameters": sum(m.rank * (m.out_features + m.in_features) for m in self.modules),
+            "parameters": sum(m.rank * (m.out_features + m.in_features) * (m.experts or 1) for m in self.modules),
             "modules": [asdict(module) | {"kind": module.kind.value} for module in self.modules],
             "extras": [asdict(e) | {"kind": e.kind.value, "shape": list(e.shape)} for e in self.extras],
             "needs": [need.value for need in self.needs],
@@ -129,6 +136,7 @@ def admit(directory: Path, *, shapes: Shapes | None = None) -> Admission:
         header = parse_header(stream, name=WEIGHTS_FILE)
         weights = read_weights(header, config, shapes)
         digest = scan(stream, header, name=WEIGHTS_FILE)
+        check_tied(stream, header, config, weights)
         files.append(FileRecord(name=WEIGHTS_FILE, size=size_of(stream), sha256=digest))
     needs = _needs(config, weights)
     return Admission(
@@ -182,6 +190,7 @@ def _needs(config: AdapterConfig, weights: Weights) -> tuple[Need, ...]:
         Need.FULL_WEIGHTS: ExtraKind.MODULE in extras,
         Need.BIASES: ExtraKind.BIAS in extras,
         Need.TOKENS: ExtraKind.TOKENS in extras,
+        Need.PARAMETERS: bool(config.target_parameters),
     }
     return tuple(need for need, present in found.items() if present)
 
@@ -196,6 +205,8 @@ def _notes(config: AdapterConfig, needs: tuple[Need, ...]) -> list[str]:
         notes.append("target_modules is null: which modules are adapted is taken from the file alone")
     if not config.base_model_name_or_path:
         notes.append("base_model_name_or_path is empty: the uploader does not say what it was trained on")
+    if _QUANTISED.search(config.base_model_name_or_path or ""):
+        notes.append("trained on a quantised base, says its name: repair it with the 16 bit originals of that base")
     if config.unknown_keys:
         shown = ", ".join(config.unknown_keys[:20])
         more = len(config.unknown_keys) - 20

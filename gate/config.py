@@ -44,7 +44,7 @@ class AdapterConfig:
         rank_pattern: Ranks of the modules that match a pattern.
         alpha_pattern: Alphas of the modules that match a pattern.
         modules_to_save: Modules whose weights are replaced.
-        target_parameters: Always empty; fused parameters are refused.
+        target_parameters: Bare parameters that are adapted, such as those of fused experts: paths, or how they end.
         base_model_name_or_path: What it was trained on, says the uploader.
         revision: Which revision of that.
         init_lora_weights: How training began.
@@ -86,6 +86,10 @@ class AdapterConfig:
     def targets(self, module: str) -> bool:
         """Whether PEFT would put a LoRA on this module."""
         return self._targets.match(module)
+
+    def targets_module(self, module: str) -> bool:
+        """Whether `target_modules` names this module; where it is null or empty, only parameters are meant."""
+        return bool(self.target_modules) and self.targets(module)
 
     @property
     def all_linear(self) -> bool:
@@ -130,7 +134,8 @@ def read_config(source: Path | bytes) -> AdapterConfig:
     raw = parse_object(JsonText(data=data, file=FILE))
     peft_type = raw.get("peft_type")
     if peft_type != LORA:
-        raise Refused(Rule.UNSUPPORTED_PEFT_TYPE, "only LORA adapters are handled", file=FILE, field="peft_type")
+        detail = "only LORA adapters are handled: convert it to LoRA with PEFT (save_as_lora) and bring the result"
+        raise Refused(Rule.UNSUPPORTED_PEFT_TYPE, detail, file=FILE, field="peft_type")
     for key in raw:
         if not (0 < len(key) <= 64 and key.isprintable()):  # noqa: PLR2004 - PEFT's longest has 23
             raise Refused(Rule.BAD_TEXT, "not a usable key", file=FILE, field=key)

@@ -33,7 +33,6 @@ CODE_KEYS = frozenset({"auto_map", "trust_remote_code", "code_revision", "custom
 UNSUPPORTED = (
     "use_qalora",
     "use_bdlora",
-    "target_parameters",
     "layer_replication",
     "alora_invocation_tokens",
     "megatron_config",
@@ -87,8 +86,24 @@ def check_supported(raw: Mapping[str, Any]) -> None:
         if raw.get(key):
             raise Refused(Rule.UNSUPPORTED_LAYOUT, "this LoRA variant is not handled", file=FILE, field=key)
     init = raw.get("init_lora_weights")
+    if raw.get("target_parameters"):
+        _check_parameters(raw)
     if isinstance(init, str) and init.lower() not in PLAIN_INITS:
-        detail = "this initialisation changes the base model: save the adapter converted to plain LoRA"
+        detail = (
+            "this initialisation changes the base model: save the adapter converted to plain LoRA "
+            "(save_pretrained with path_initial_model_for_weight_conversion)"
+        )
+        raise Refused(Rule.UNSUPPORTED_LAYOUT, detail, file=FILE, field="init_lora_weights")
+
+
+def _check_parameters(raw: Mapping[str, Any]) -> None:
+    """What PEFT itself does not do on a bare parameter, and what nobody could tell from the file."""
+    for key in ("use_dora", "lora_bias", "fan_in_fan_out"):
+        if raw.get(key):
+            detail = "PEFT does not do this on target_parameters: train with one of the two"
+            raise Refused(Rule.UNSUPPORTED_LAYOUT, detail, file=FILE, field=key)
+    if raw.get("init_lora_weights") is False:
+        detail = "PEFT would fill a targeted parameter that the file lacks at random: set it to true"
         raise Refused(Rule.UNSUPPORTED_LAYOUT, detail, file=FILE, field="init_lora_weights")
 
 

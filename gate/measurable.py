@@ -11,9 +11,9 @@ from types import MappingProxyType
 from gate.admission import Admission
 from gate.errors import Refused, Rule
 from gate.names import CONFIG_FILE, WEIGHTS_FILE
-from gate.weights import ExtraKind, ModuleKind
+from gate.records import ExtraKind, ModuleKind
 
-_DROP = "or revert it to the base model first: `lora-repair repair ... --drop-replacements`"
+_DROP = "or take it out first: `lora-repair repair ... --replacements drop`"
 _INSTEAD: Mapping[ExtraKind, str] = MappingProxyType(
     {
         ExtraKind.MODULE: "replaces a whole weight: train without modules_to_save, save an adapted embedding with "
@@ -27,9 +27,6 @@ _INSTEAD: Mapping[ExtraKind, str] = MappingProxyType(
 def require_measurable(admission: Admission) -> None:
     """Raise Refused, with what to do instead, for the first thing that no measurement could take into account."""
     config = admission.config
-    if config.raw.get("ensure_weight_tying"):
-        detail = "ties the adapter of the head to that of the embedding: train with ensure_weight_tying=False"
-        raise _no(detail, file=CONFIG_FILE, field="ensure_weight_tying")
     if config.use_dora and config.lora_bias:
         detail = "DoRA together with lora_bias has no one meaning: train with one of the two"
         raise _no(detail, file=CONFIG_FILE, field="lora_bias")

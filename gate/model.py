@@ -18,25 +18,27 @@ MAX_INDEX_BYTES = 32 << 20
 MAX_INDEX_VALUES = 1 << 20
 _SUFFIX = ".weight"
 _MATRIX = 2
+_EXPERTS = 3
 
 
-def model_shapes(directory: Path) -> dict[str, tuple[int, int]]:
+def model_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
     """Every matrix of the checkpoint: module path (without ``.weight``) to its two dimensions as stored.
 
-    For a linear that is (out, in); for GPT-2's Conv1D (in, out); for an embedding (vocabulary, dim).
+    For a linear that is (out, in); for GPT-2's Conv1D (in, out); for an embedding (vocabulary, dim). Parameters with
+    three dimensions, which hold one matrix for each expert, stand there with all three.
     """
-    shapes: dict[str, tuple[int, int]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for shard, named in _shards(directory).items():
         header = read_header(directory / shard, name=shard)
         for missing in (name for name in named if name not in header.tensors):
             raise Refused(Rule.MISSING_TENSOR, f"the index says it is in {shard}", file=shard, field=missing)
         for key, entry in header.tensors.items():
             module = key.removesuffix(_SUFFIX)
-            if module == key or len(entry.shape) != _MATRIX:
+            if len(entry.shape) != _EXPERTS and (module == key or len(entry.shape) != _MATRIX):
                 continue
             if module in shapes:
                 raise Refused(Rule.DUPLICATE_KEY, "the tensor is in two shards", file=shard, field=key)
-            shapes[module] = (entry.shape[0], entry.shape[1])
+            shapes[module] = tuple(entry.shape)
     return shapes
 
 

@@ -48,7 +48,7 @@ class NewReference:
     # {"aligned": {file: digest}, "base": {file: digest}, "patch": {file: digest}}
     files: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     # {module: (out_features, in_features)}
-    shapes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def add(tx: Session, new: NewReference, *, actor: str, now: datetime | None = None) -> Reference:
@@ -176,6 +176,6 @@ def optional_parts(reference: Reference) -> dict[str, str | None]:
     }
 
 
-def shapes_of(reference: Reference) -> dict[str, tuple[int, int]]:
+def shapes_of(reference: Reference) -> dict[str, tuple[int, ...]]:
     """Each module's (out_features, in_features), as the gate wants them."""
-    return {module: (int(shape[0]), int(shape[1])) for module, shape in reference.shapes.items()}
+    return {module: tuple(int(side) for side in shape) for module, shape in reference.shapes.items()}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
-    from repair.commands import Answer, Place
+    from repair.commands import Answer, Place, Writing
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -47,6 +47,7 @@ def _void(wish: argparse.Namespace) -> Iterator[tuple[str, str]]:
     """Flags that were given and would change nothing, each with what makes it so."""
     if wish.command == "repair" and wish.policy is not None:
         given = {"--set": wish.settings, "--balanced": wish.balanced, "--drop-replacements": wish.drop_replacements}
+        given |= {"--replacements": wish.replacements, "--rank-limit": wish.rank_limit}
         yield from ((flag, "--policy: a policy brings its own parameters") for flag, value in given.items() if value)
     if wish.command == "repair" and wish.policy is not None and wish.diagnostics is not None:
         yield "--diagnostics", "--policy: a policy loads the model anyway"
@@ -59,6 +60,8 @@ def _void(wish: argparse.Namespace) -> Iterator[tuple[str, str]]:
         yield from (
             (flag, "check: it measures the aligned model and the adapter") for flag, value in given.items() if value
         )
+    if wish.command == "repair" and wish.drop_replacements and wish.replacements is not None:
+        yield "--drop-replacements", "--replacements"
     if wish.command == "repair" and wish.basis is None and wish.basis_tolerance is not None:
         yield "--basis-tolerance", "no --basis"
 
@@ -86,14 +89,19 @@ def _repair_command(wish: argparse.Namespace, place: "Place") -> "Answer":
         return measure.repair_by_policy(wish.adapter, wish.policy, place, wish.out, samples=wish.samples)
     method = commands.method_named(wish.method, wish.settings)
     return commands.repair_by_method(
-        wish.adapter,
-        method,
-        place,
-        wish.out,
-        drop=wish.drop_replacements,
-        balanced=wish.balanced,
-        thorough=wish.diagnostics == "full",
+        wish.adapter, method, place, wish.out, _writing(wish), thorough=wish.diagnostics == "full"
     )
+
+
+def _writing(wish: argparse.Namespace) -> "Writing":
+    from repair.commands import Writing
+    from repair.errors import BadParameters
+    from repair.replacements import Replacements
+
+    if wish.rank_limit is not None and wish.rank_limit < 2:  # noqa: PLR2004 - one for the adapter, one for a patch
+        raise BadParameters("at least 2", field="rank-limit")
+    text = "drop" if wish.drop_replacements else wish.replacements or "refuse"
+    return Writing(replacements=Replacements.parse(text), balanced=wish.balanced, rank_limit=wish.rank_limit)
 
 
 def _measuring_command(wish: argparse.Namespace, place: "Place") -> "Answer":
@@ -216,8 +224,15 @@ def _parser() -> argparse.ArgumentParser:
     repair.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
     repair.add_argument("--out", type=Path, required=True, help="a folder that does not exist yet")
     repair.add_argument("--balanced", action="store_true", help="write both factors equally large")
+    repair.add_argument("--drop-replacements", action="store_true", help="the same as --replacements drop")
     repair.add_argument(
-        "--drop-replacements", action="store_true", help="drop full replacement tensors instead of refusing them"
+        "--replacements",
+        metavar="HOW",
+        help="what to do with tensors that replace whole ones of the model: refuse (default), drop, revert to the "
+        "aligned model, or interpolate=SHARE of the upload",
+    )
+    repair.add_argument(
+        "--rank-limit", type=int, metavar="N", help="largest rank of the result; default: the step that the input fits"
     )
     _calibrate(_add(commands, "calibrate", "Measure an aligned model on harmful and benign prompts, once."))
     _pair(_add(commands, "basis", "Keep what alignment changed in a model pair, so that repairs need not read it."))

@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,10 +22,12 @@ from torch import Tensor
 
 from gate.config import AdapterConfig, read_config
 from gate.header import read_header
+from gate.parameters import Site, parameters_at
 from repair.errors import OutputExists, UnsupportedAdapter
+from repair.experts import Packed, righted, slot_name, unpacked
 from repair.export import Export, folded
 from repair.layout import CONFIG, WEIGHTS, refuse_config, spelling
-from repair.lora import ExtraKind, ExtraTensor, LayerKind, LoraAdapter, LoraLayer
+from repair.lora import ExtraKind, ExtraTensor, LayerKind, LoraAdapter, LoraLayer, ParameterSlot
 
 _FLOATS = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
 _ONE_DIMENSION = frozenset({"bias", "magnitude"})
@@ -39,23 +42,30 @@ def read_adapter(directory: Path) -> LoraAdapter:
     config = read_config(directory / CONFIG)
     refuse_config(config.raw)
     header = read_header(directory / WEIGHTS)
-    parts: dict[str, dict[str, str]] = {}
-    kinds: dict[str, LayerKind] = {}
+    parts: dict[Site, dict[str, str]] = {}
+    kinds: dict[Site, LayerKind] = {}
     extras: list[ExtraTensor] = []
     for key, entry in header.tensors.items():
         found = spelling(key)
         if isinstance(found, ExtraKind):
-            extras.append(ExtraTensor(key=key, kind=found, shape=tuple(entry.shape)))
+            extras.append(ExtraTensor(key=key, kind=found, shape=tuple(entry.shape), source=directory / WEIGHTS))
             continue
-        if kinds.setdefault(found.module, found.kind) is not found.kind or found.part in parts.get(found.module, {}):
+        site = Site(module=found.module, nested=found.nested)
+        if kinds.setdefault(site, found.kind) is not found.kind or found.part in parts.get(site, {}):
             raise UnsupportedAdapter("the module is spelt in two ways", field=key, file=WEIGHTS)
-        parts.setdefault(found.module, {})[found.part] = key
+        parts.setdefault(site, {})[found.part] = key
+    parameters = parameters_at(parts, config.target_parameters, ordinary=config.targets_module)
+    layers: list[LoraLayer] = []
     with safe_open(directory / WEIGHTS, framework="pt", device="cpu") as handle:
-        layers = tuple(_layer(module, kinds[module], parts[module], handle, config) for module in sorted(parts))
+        for site in sorted(parts):
+            if site in parameters:
+                layers += _parameter_layers(parameters[site], parts[site], handle, config)
+            else:
+                layers.append(_layer(site.module, kinds[site], parts[site], handle, config))
     if not layers:
         raise UnsupportedAdapter("no low-rank layer is in it", file=WEIGHTS)
     return LoraAdapter(
-        layers=layers,
+        layers=tuple(righted(layers)),
         config=MappingProxyType(dict(config.raw)),
         extras=tuple(sorted(extras, key=lambda extra: extra.key)),
         notes=tuple(f"config key kept but not understood: {key}" for key in sorted(config.unknown_keys)),
@@ -112,28 +122,60 @@ def _sync(path: Path) -> None:
 
 
 def _layer(module: str, kind: LayerKind, keys: Mapping[str, str], handle: Any, config: AdapterConfig) -> LoraLayer:
-    for part in ("a", "b"):
-        if part not in keys:
-            raise UnsupportedAdapter(f"factor {part.upper()} is missing", field=module, file=WEIGHTS)
     embedding = kind is LayerKind.EMBEDDING
     if bool(config.use_dora) != ("magnitude" in keys) or (embedding and config.use_dora):
         detail = "DoRA needs a magnitude for every linear module, and knows no embeddings here"
         raise UnsupportedAdapter(detail, field=module, file=WEIGHTS)
-    tensors = {part: _tensor(handle, key, part) for part, key in keys.items()}
-    wide = {part: tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for part, tensor in tensors.items()}
-    common = torch.promote_types(wide["a"].dtype, wide["b"].dtype)
-    a, b = wide["a"].to(common), wide["b"].to(common)
+    found = _parts(module, keys, handle)
+    a, b = found.wide["a"], found.wide["b"]
     return LoraLayer(
         name=module,
         a=a,
         b=b,
         scale=config.scale_for(module, a.shape[0]),
-        dtype=torch.promote_types(tensors["a"].dtype, tensors["b"].dtype),
+        dtype=found.dtype,
         kind=kind,
         transposed=embedding or bool(config.fan_in_fan_out),
-        bias=wide.get("bias"),
-        magnitude=wide.get("magnitude"),
+        bias=found.wide.get("bias"),
+        magnitude=found.wide.get("magnitude"),
     )
+
+
+def _parameter_layers(path: str, keys: Mapping[str, str], handle: Any, config: AdapterConfig) -> list[LoraLayer]:
+    """One layer for each expert of a bare parameter, or a single one when it is a matrix."""
+    found = _parts(path, keys, handle)
+    rank = config.rank_for(path)
+    experts, rest = divmod(found.wide["a"].shape[0], rank)
+    if rest or found.wide["b"].shape[1] != experts * rank or len(keys) > len(("a", "b")):
+        raise UnsupportedAdapter(f"not the factors of experts of rank {rank}", field=path, file=WEIGHTS)
+    matrix = experts == 1 and path.endswith(".weight")
+    layers = []
+    for expert, factors in enumerate(unpacked(Packed(a=found.wide["a"], b=found.wide["b"]), experts)):
+        slot = ParameterSlot(parameter=path, expert=None if matrix else expert, experts=experts)
+        scale = config.scale_for(path, rank)
+        layers.append(
+            LoraLayer(name=slot_name(slot), a=factors.a, b=factors.b, scale=scale, dtype=found.dtype, slot=slot)
+        )
+    return layers
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Parts:
+    """The tensors of a module in float32 or wider, and the format of its factors in the file."""
+
+    wide: Mapping[str, Tensor]
+    dtype: torch.dtype
+
+
+def _parts(module: str, keys: Mapping[str, str], handle: Any) -> _Parts:
+    for part in ("a", "b"):
+        if part not in keys:
+            raise UnsupportedAdapter(f"factor {part.upper()} is missing", field=module, file=WEIGHTS)
+    tensors = {part: _tensor(handle, key, part) for part, key in keys.items()}
+    wide = {part: tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for part, tensor in tensors.items()}
+    common = torch.promote_types(wide["a"].dtype, wide["b"].dtype)
+    wide |= {part: wide[part].to(common) for part in ("a", "b")}
+    return _Parts(wide=wide, dtype=torch.promote_types(tensors["a"].dtype, tensors["b"].dtype))
 
 
 def _tensor(handle: Any, key: str, part: str) -> Tensor:
@@ -141,6 +183,5 @@ def _tensor(handle: Any, key: str, part: str) -> Tensor:
     if tensor.dtype not in _FLOATS:
         raise UnsupportedAdapter(f"{tensor.dtype} is quantised", field=key, file=WEIGHTS)
     if tensor.ndim != (1 if part in _ONE_DIMENSION else 2):
-        detail = f"shape {tuple(tensor.shape)}: convolutions and fused experts are not repaired"
-        raise UnsupportedAdapter(detail, field=key, file=WEIGHTS)
+        raise UnsupportedAdapter(f"shape {tuple(tensor.shape)}: convolutions are not repaired", field=key, file=WEIGHTS)
     return tensor

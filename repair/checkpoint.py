@@ -11,12 +11,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from gate.parameters import homes, stored_apart
 from repair.errors import MissingWeight, ShapeMismatch, WrongReference
-from repair.lora import LoraLayer, Weight
+from repair.experts import exchanged, stored_transposed
+from repair.lora import LoraLayer, ParameterSlot, Weight
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -29,12 +32,13 @@ _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 
 @dataclass(frozen=True, kw_only=True)
 class StoredWeight:
-    """A two-dimensional tensor in a file, seen as out x in."""
+    """A two-dimensional tensor in a file, or one expert of a three-dimensional one, seen as out x in."""
 
     key: str
     handle: Any
     stored: tuple[int, int]
     transposed: bool
+    expert: int | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -44,8 +48,31 @@ class StoredWeight:
     def rows(self, start: int, stop: int) -> Tensor:
         """Some output rows, in the format of the file."""
         part = self.handle.get_slice(self.key)
-        tensor: Tensor = part[:, start:stop].T if self.transposed else part[start:stop]
-        return tensor
+        wanted = (slice(None), slice(start, stop)) if self.transposed else (slice(start, stop),)
+        tensor: Tensor = part[wanted] if self.expert is None else part[(self.expert, *wanted)]
+        return tensor.T if self.transposed else tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackedWeight:
+    """Weights that a model class holds as one, stored apart: the rows of one below those of the other."""
+
+    parts: tuple[StoredWeight, ...]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+        return sum(part.shape[0] for part in self.parts), self.parts[0].shape[1]
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Some output rows, in the format of the file."""
+        found, first = [], 0
+        for part in self.parts:
+            low, high = max(start, first) - first, min(stop, first + part.shape[0]) - first
+            if low < high:
+                found.append(part.rows(low, high))
+            first += part.shape[0]
+        return found[0] if len(found) == 1 else torch.cat(found)
 
 
 class Checkpoint:
@@ -104,8 +131,20 @@ class Checkpoint:
         tensor: Tensor = self._handle(key).get_tensor(key)
         return tensor
 
+    def tensor(self, key: str) -> Tensor:
+        """Any tensor by its full name, a borrowed head among them; raises MissingWeight."""
+        if key.endswith(".weight"):
+            key = self._find(key.removesuffix(".weight"))
+        alike = [key] if key in self._files else self._by_short_name.get(short_name(key), [])
+        if len(alike) != 1:
+            raise MissingWeight("the model has no such tensor", field=key, file=str(self.directory))
+        found: Tensor = self._handle(alike[0]).get_tensor(alike[0])
+        return found
+
     def for_layer(self, layer: LoraLayer) -> Weight:
         """A handle on the weight that ``layer`` adapts, in its orientation; raises ShapeMismatch."""
+        if layer.slot is not None and layer.slot.expert is not None:
+            return self._expert(layer, layer.slot)
         stored = self._matrix(layer.name)
         flipped = stored[::-1] == layer.shape
         # A GPT-2 adapter declares fan_in_fan_out for all modules; its head is an ordinary linear all the same.
@@ -121,9 +160,72 @@ class Checkpoint:
         key = (layer.name, layer.transposed, None if base is None else base.directory)
         return self._memories.setdefault(key, {})
 
-    def oriented(self, module: str, *, like: Weight) -> Weight:
-        """A handle on a weight, turned the way that ``like`` is turned."""
-        return self._stored(module, transposed=isinstance(like, StoredWeight) and like.transposed)
+    def oriented(self, layer: LoraLayer, *, like: Weight) -> Weight:
+        """A handle on the weight of a layer, turned the way that ``like`` is turned."""
+        if layer.slot is not None and layer.slot.expert is not None:
+            return self._expert(layer, layer.slot)
+        return self._stored(layer.name, transposed=isinstance(like, StoredWeight) and like.transposed)
+
+    def righted(self, layer: LoraLayer) -> LoraLayer:
+        """The layer with its B on the output side, where this model shows that it was the other way round."""
+        if layer.slot is None or layer.slot.expert is None or layer.shape[0] == layer.shape[1]:
+            return layer
+        found = self._expert_weight(layer, layer.slot).shape
+        return exchanged(layer) if found == layer.shape[::-1] else layer
+
+    def _expert(self, layer: LoraLayer, slot: ParameterSlot) -> Weight:
+        weight = self._expert_weight(layer, slot)
+        if weight.shape != layer.shape:
+            detail = f"the adapter has {layer.shape}, the model {weight.shape} (out, in)"
+            raise ShapeMismatch(detail, field=layer.name, file=str(self.directory))
+        return weight
+
+    def _expert_weight(self, layer: LoraLayer, slot: ParameterSlot) -> Weight:
+        """One expert, out of a fused parameter or of the modules that it is stored in."""
+        expert = slot.expert or 0
+        key = next((home for home in map(self._fused, homes(slot.parameter)) if home is not None), None)
+        if key is not None:
+            return self._slice(key, expert, layer)
+        parts = stored_apart(slot.parameter, expert, lambda name: self._own(name) is not None)
+        if parts is None:
+            raise MissingWeight("the model has no such expert", field=layer.name, file=str(self.directory))
+        return StackedWeight(parts=tuple(self._stored(part, transposed=False) for part in parts))
+
+    def _slice(self, key: str, expert: int, layer: LoraLayer) -> StoredWeight:
+        handle = self._handle(key)
+        stored = self._sides(key)
+        if expert >= handle.get_slice(key).get_shape()[0]:
+            raise MissingWeight("the model has no such expert", field=layer.name, file=str(self.directory))
+        transposed = self._stored_transposed(key)
+        if transposed is None:
+            transposed = stored != layer.shape and stored[::-1] == layer.shape
+        return StoredWeight(key=key, handle=handle, stored=stored, transposed=transposed, expert=expert)
+
+    def _stored_transposed(self, key: str) -> bool | None:
+        """Whether a fused parameter is stored as (in, out): the two of a block tell, their shapes being of a kind."""
+        home = key.rpartition(".")[0]
+        up, down = f"{home}.gate_up_proj", f"{home}.down_proj"
+        if up not in self._files or down not in self._files:
+            return None
+        return stored_transposed(self._sides(up), self._sides(down))
+
+    def _fused(self, parameter: str) -> str | None:
+        """The tensor with three dimensions that has this name, or differs from it in the prefix only."""
+        for name in (parameter, f"{parameter}.weight"):
+            exact = name if name in self._files else None
+            alike = [exact] if exact else self._by_short_name.get(short_name(name), [])
+            if len(alike) == 1 and len(self._handle(alike[0]).get_slice(alike[0]).get_shape()) == 3:  # noqa: PLR2004 - experts
+                return alike[0]
+        return None
+
+    def _sides(self, key: str) -> tuple[int, int]:
+        """The last two dimensions, as stored; raises WrongReference for a quantised tensor."""
+        part = self._handle(key).get_slice(key)
+        if part.get_dtype() not in _FLOATS:
+            detail = f"{part.get_dtype()} is quantised: its rounding is as large as what alignment changed"
+            raise WrongReference(detail, field=key, file=str(self.directory))
+        shape = part.get_shape()
+        return shape[-2], shape[-1]
 
     def _stored(self, module: str, *, transposed: bool) -> StoredWeight:
         key = self._find(module)
@@ -135,10 +237,7 @@ class Checkpoint:
         shape = tuple(part.get_shape())
         if len(shape) != 2:  # noqa: PLR2004 - a matrix
             raise ShapeMismatch(f"a matrix is needed, this has shape {shape}", field=key, file=str(self.directory))
-        if part.get_dtype() not in _FLOATS:
-            detail = f"{part.get_dtype()} is quantised: its rounding is as large as what alignment changed"
-            raise WrongReference(detail, field=key, file=str(self.directory))
-        return shape[0], shape[1]
+        return self._sides(key)
 
     def _find(self, module: str) -> str:
         key = self._own(module)

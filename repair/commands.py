@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,8 +29,10 @@ from repair.errors import BadParameters, OutputExists
 from repair.lora import LoraAdapter
 from repair.method import Need, RepairMethod
 from repair.methods import METHODS
+from repair.replacements import Replacements
 from repair.report import adapter_digests, digests, environment, inspection, method_report, output_entry
 from repair.run import repair_adapter
+from repair.serving import serving, serving_report
 
 if TYPE_CHECKING:
     from repair.checks.chat import ChatModel
@@ -78,6 +80,21 @@ class Place:
         return found | {name: digests(path) for name, path in models.items() if path is not None}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Writing:
+    """How the result of one method is written.
+
+    Attributes:
+        replacements: What to do with tensors that replace something of the model as a whole.
+        balanced: Both factors equally large.
+        rank_limit: The largest rank; None for the step that the upload fits.
+    """
+
+    replacements: Replacements = field(default_factory=Replacements)
+    balanced: bool = False
+    rank_limit: int | None = None
+
+
 def device_of(name: str) -> torch.device:
     """``auto``, ``cpu`` or ``cuda:N``; raises BadParameters, also for a device that this machine does not have."""
     if _DEVICE.fullmatch(name) is None:
@@ -117,13 +134,15 @@ def catalogue() -> Answer:
 def inspect(adapter: Path) -> Answer:
     """What is inside; refuses what the gate refuses."""
     admission = admit(adapter)
-    found = inspection(read_adapter(adapter), adapter)
+    uploaded = read_adapter(adapter)
+    found = inspection(uploaded, adapter)
     notes = sorted({*found["notes"], *admission.notes})
-    return Answer(document=found | {"notes": notes, "needs": list(admission.needs)})
+    served = [one.as_dict() for one in serving(uploaded)]
+    return Answer(document=found | {"notes": notes, "needs": list(admission.needs), "serving": served})
 
 
 def repair_by_method(
-    adapter: Path, method: RepairMethod, place: Place, out: Path, *, drop: bool, balanced: bool, thorough: bool = False
+    adapter: Path, method: RepairMethod, place: Place, out: Path, how: Writing, *, thorough: bool = False
 ) -> Answer:
     """One method, one folder out; when nothing changed, the uploaded bytes.
 
@@ -132,14 +151,14 @@ def repair_by_method(
     must_be_free(out)
     uploaded = admitted(adapter)
     inputs = place.inputs(adapter)
-    context = _context(method, place, inputs, drop=drop)
+    context = _context(method, place, inputs, how)
     repaired = repair_adapter(uploaded, method, context)
     if thorough and place.aligned is not None and context.chat is None:
         context = replace(context, chat=chat_of(place))
     found = diagnose(uploaded, context, directions=DIRECTIONS if thorough else 0, weights=True if thorough else None)
     export = None
     if repaired.changed:
-        export = write_adapter(repaired.adapter, out, balanced=balanced)
+        export = write_adapter(repaired.adapter, out, balanced=how.balanced)
     else:
         copy_adapter(adapter, out)
     keep_readme(adapter, out)
@@ -147,9 +166,8 @@ def repair_by_method(
         inputs |= {name: adapter_digests(path) for name, path in stage if isinstance(path, Path)}
     inputs |= {f"pack/{name}": {"digest": digest} for name, digest in pack_digests(method.packs).items()}
     outputs = {"adapter": output_entry(out, export)}
-    return Answer(
-        document=method_report(method, repaired, inputs=inputs, outputs=outputs, diagnostics=found, device=place.device)
-    )
+    document = method_report(method, repaired, inputs=inputs, outputs=outputs, diagnostics=found, device=place.device)
+    return Answer(document=document | {"serving": serving_report(uploaded, read_adapter(out))})
 
 
 def admitted(directory: Path) -> LoraAdapter:
@@ -158,7 +176,7 @@ def admitted(directory: Path) -> LoraAdapter:
     return read_adapter(directory)
 
 
-def _context(method: RepairMethod, place: Place, inputs: dict[str, Any], *, drop: bool) -> RepairContext:
+def _context(method: RepairMethod, place: Place, inputs: dict[str, Any], how: Writing) -> RepairContext:
     return RepairContext(
         aligned=None if place.aligned is None else Checkpoint.open(place.aligned),
         base=None if place.base is None else Checkpoint.open(place.base),
@@ -168,7 +186,8 @@ def _context(method: RepairMethod, place: Place, inputs: dict[str, Any], *, drop
         chat=chat_of(place) if Need.CHAT in method.demands else None,
         device=place.device,
         progress=place.progress,
-        drop_replacements=drop,
+        replacements=how.replacements,
+        rank_limit=how.rank_limit,
     )
 
 

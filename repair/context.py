@@ -13,6 +13,7 @@ from repair.checkpoint import Checkpoint
 from repair.errors import InsufficientBasis, MissingReference
 from repair.layer_basis import BasisNeed, LayerBasis
 from repair.lora import TILE_ROWS, LayerKind, LayerReference, LoraAdapter, LoraLayer, Weight
+from repair.replacements import Replacements
 
 ACCELERATOR_TILE_ROWS = 2048  # there the launch of a kernel costs more than memory
 
@@ -39,8 +40,9 @@ class RepairContext:
             maths must not import transformers.
         device: Where the maths runs.
         progress: Told after every module.
-        drop_replacements: Revert full replacement tensors to the aligned model instead of refusing the adapter.
+        replacements: What to do with tensors that replace something of the model as a whole.
         tile_rows: Rows of a reference weight that are read at once; None for what suits the device.
+        rank_limit: The largest rank of the result; None for the step that the uploaded adapter fits.
     """
 
     aligned: Checkpoint | None = None
@@ -51,8 +53,9 @@ class RepairContext:
     chat: Any = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     progress: Progress = silent
-    drop_replacements: bool = False
+    replacements: Replacements = field(default_factory=Replacements)
     tile_rows: int | None = None
+    rank_limit: int | None = None
 
     def reference_for(
         self, layer: LoraLayer, *, with_base: bool = True, need: BasisNeed | None = None
@@ -106,7 +109,7 @@ class RepairContext:
     ) -> tuple[Weight | None, str | None]:
         if aligned.borrows(layer.name) != base.borrows(layer.name):
             return None, "one model of the pair ties its head to the embedding, the other does not"
-        other = base.oriented(layer.name, like=weight)
+        other = base.oriented(layer, like=weight)
         if other.shape == weight.shape:
             return other, None
         if layer.kind is LayerKind.EMBEDDING and other.shape[0] == weight.shape[0]:

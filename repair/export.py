@@ -11,11 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gate.parameters import nesting
 from repair.errors import NotRepresentable
-from repair.layout import WEIGHTS, key_for
+from repair.experts import exchanged, packed
+from repair.layout import WEIGHTS, key_at, key_for
+from repair.linalg import Factors, relative_distance
 from repair.linalg import balanced as equal_factors
-from repair.linalg import relative_distance
-from repair.lora import LoraAdapter, LoraLayer
+from repair.lora import ExtraKind, LayerKind, LoraAdapter, LoraLayer
+from repair.tying import TIES, tie_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,14 +44,53 @@ def folded(adapter: LoraAdapter, *, balanced: bool = False) -> Export:
     with_bias = any(layer.bias is not None for layer in adapter.layers)
     tensors: dict[str, Tensor] = {}
     rounding: dict[str, float] = {}
+    slots: dict[str, dict[int, LoraLayer]] = {}
     for layer in adapter.layers:
         written = _cast(_padded(_unscaled(layer, balanced=balanced), rank, with_bias=with_bias))
         rounding[layer.name] = relative_distance(replace(layer, bias=None), replace(written, bias=None))
+        if layer.slot is not None:
+            slots.setdefault(layer.slot.parameter, {})[layer.slot.expert or 0] = written
+            continue
         parts = {"a": written.a, "b": written.b, "bias": written.bias, "magnitude": written.magnitude}
         for part, tensor in parts.items():
             if tensor is not None:
                 tensors[key_for(layer.name, part, layer.kind)] = tensor.contiguous()
+    tensors |= _parameters(slots)
+    tensors |= _tied(adapter, tensors)
+    tensors |= {extra.key: extra.value for extra in adapter.extras if extra.value is not None}
     return Export(tensors=tensors, config=_config(adapter, rank, with_bias=with_bias), rank=rank, rounding=rounding)
+
+
+def _parameters(slots: Mapping[str, Mapping[int, LoraLayer]]) -> dict[str, Tensor]:
+    """The packed factors of every bare parameter, under the names that PEFT's wrappers give them."""
+    tensors: dict[str, Tensor] = {}
+    for parameter, site in nesting(slots).items():
+        layers = slots[parameter]
+        missing = next((expert for expert in range(_experts(layers)) if expert not in layers), None)
+        if missing is not None:
+            raise NotRepresentable(f"expert {missing} is not adapted", field=parameter, file=WEIGHTS)
+        found = packed([_as_filed(layers[expert]) for expert in sorted(layers)])
+        tensors |= {key_at(site, "a"): found.a, key_at(site, "b"): found.b}
+    return tensors
+
+
+def _tied(adapter: LoraAdapter, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The head of a tied pair, of the very numbers that are written for the embedding: the scale is in its B now."""
+    tie = tie_of(adapter)
+    if tie is None:
+        return {}
+    words = {part: tensors[key_for(tie.words, part, LayerKind.EMBEDDING)] for part in ("a", "b")}
+    turned = {"a": words["b"].T.contiguous(), "b": words["a"].T.contiguous()}
+    return {key_for(tie.head, part, LayerKind.LINEAR): tensor for part, tensor in turned.items()}
+
+
+def _experts(layers: Mapping[int, LoraLayer]) -> int:
+    return max((layer.slot.experts for layer in layers.values() if layer.slot is not None), default=0)
+
+
+def _as_filed(layer: LoraLayer) -> Factors:
+    turned = exchanged(layer) if layer.slot is not None and layer.slot.exchanged else layer
+    return Factors(b=turned.b, a=turned.a)
 
 
 def _unscaled(layer: LoraLayer, *, balanced: bool) -> LoraLayer:
@@ -87,6 +129,14 @@ def _fitted(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
 
 def _config(adapter: LoraAdapter, rank: int, *, with_bias: bool) -> dict[str, Any]:
     """The uploaded config, unknown keys and all, with everything that the fold has changed."""
+    kept = {extra.kind for extra in adapter.extras if extra.value is not None}
+    parameters = sorted({layer.slot.parameter for layer in adapter.layers if layer.slot is not None})
+    if parameters:  # PEFT refuses to load them with dropout, which means nothing any more
+        changed: dict[str, Any] = {"target_parameters": parameters, "lora_dropout": 0.0}
+    else:
+        changed = {"target_parameters": None} if "target_parameters" in adapter.config else {}
+    if adapter.config.get(TIES):
+        changed[TIES] = tie_of(adapter) is not None or ExtraKind.MODULE in kept
     return {
         **adapter.config,
         "peft_type": "LORA",
@@ -95,15 +145,16 @@ def _config(adapter: LoraAdapter, rank: int, *, with_bias: bool) -> dict[str, An
         "use_rslora": False,
         "use_dora": adapter.uses_dora,
         "lora_bias": with_bias,
-        "bias": "none",
+        "bias": (adapter.config.get("bias") or "none") if ExtraKind.BIAS in kept else "none",
         "rank_pattern": {},
         "alpha_pattern": {},
-        "target_modules": list(adapter.names),
+        "target_modules": [layer.name for layer in adapter.layers if layer.slot is None],
         "exclude_modules": None,
         "layers_to_transform": None,
         "layers_pattern": None,
-        "modules_to_save": None,
-        "trainable_token_indices": None,
+        "modules_to_save": adapter.config.get("modules_to_save") if ExtraKind.MODULE in kept else None,
+        "trainable_token_indices": adapter.config.get("trainable_token_indices") if ExtraKind.TOKENS in kept else None,
         "init_lora_weights": True,
         "inference_mode": True,
+        **changed,
     }

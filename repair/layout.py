@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from gate.parameters import BASE_LAYER, Site, site_of
 from repair.errors import UnsupportedAdapter
 from repair.lora import ExtraKind, LayerKind
 
@@ -15,7 +16,6 @@ WEIGHTS: Final = "adapter_model.safetensors"
 PREFIX: Final = "base_model.model."
 
 _REFUSED: Final[Mapping[str, str]] = {
-    "target_parameters": "adapts parameters of fused experts; their factors are packed in another way",
     "use_qalora": "QA-LoRA pools its inputs in groups",
     "alora_invocation_tokens": "aLoRA is active after its invocation tokens only",
     "use_bdlora": "block-diagonal LoRA shards its factors",
@@ -23,7 +23,6 @@ _REFUSED: Final[Mapping[str, str]] = {
     "kasa_config": "KaSA adds singular values of its own",
     "monteclora_config": "MonteCLoRA samples its factors",
     "layer_replication": "replicates layers of the base model, so module names mean other modules",
-    "ensure_weight_tying": "ties the adapter of the head to that of the embedding",
 }
 _MOVES_THE_BASE: Final = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Initialisations that subtract something from the base weights: the adapter is only valid on that other base."""
@@ -31,11 +30,12 @@ _MOVES_THE_BASE: Final = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 @dataclass(frozen=True, kw_only=True)
 class Spelling:
-    """What a tensor's name says: which module, which part of it."""
+    """What a tensor's name says: which module, which part of it, and under how many wrappers of parameters."""
 
     module: str
     part: str
     kind: LayerKind = LayerKind.LINEAR
+    nested: int = 0
 
 
 _SUFFIXES: Final[Mapping[str, tuple[str, LayerKind]]] = {
@@ -70,9 +70,8 @@ def spelling(key: str) -> Spelling | ExtraKind:
     for suffix, (part, kind) in _SUFFIXES.items():
         module = key.removesuffix(suffix).removeprefix(PREFIX)
         if key.endswith(suffix) and module:
-            if ".base_layer" in module:
-                raise UnsupportedAdapter("a wrapped parameter, as fused experts have", field=key, file=WEIGHTS)
-            return Spelling(module=module, part=part, kind=kind)
+            site = site_of(module)
+            return Spelling(module=site.module, part=part, kind=kind, nested=site.nested)
     if ".lora_" in key:
         raise UnsupportedAdapter("a LoRA tensor of an unknown kind", field=key, file=WEIGHTS)
     if ".token_adapter." in key:
@@ -85,7 +84,12 @@ def spelling(key: str) -> Spelling | ExtraKind:
 
 
 def key_for(module: str, part: str, kind: LayerKind) -> str:
-    """The name that PEFT reads this part under."""
+    """The name that PEFT reads this part of a module under."""
     linear = {"a": "lora_A.weight", "b": "lora_B.weight", "bias": "lora_B.bias", "magnitude": "lora_magnitude_vector"}
     embedding = {"a": "lora_embedding_A", "b": "lora_embedding_B"}
     return f"{PREFIX}{module}.{(embedding if kind is LayerKind.EMBEDDING else linear)[part]}"
+
+
+def key_at(site: Site, part: str) -> str:
+    """The name that PEFT reads this part of a bare parameter under."""
+    return key_for(f"{site.module}{BASE_LAYER * site.nested}", part, LayerKind.LINEAR)

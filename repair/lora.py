@@ -7,6 +7,7 @@ one orientation, ``delta = scale * b @ a`` of shape out x in, whatever the file 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
@@ -30,6 +31,23 @@ class LayerKind(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ParameterSlot:
+    """Where a layer sits that adapts a bare parameter of the model instead of a module (`target_parameters`).
+
+    Attributes:
+        parameter: Path of the parameter in the model.
+        expert: Which matrix of a parameter that holds one for each expert; None when it is a matrix itself.
+        experts: How many there are.
+        exchanged: The file has A on the output side and B on the input side; here they are the right way round.
+    """
+
+    parameter: str
+    expert: int | None = None
+    experts: int = 1
+    exchanged: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class LoraLayer:
     """One adapted module: ``scale * b @ a`` is added to its weight.
 
@@ -43,6 +61,7 @@ class LoraLayer:
         transposed: The base model stores this weight as in x out.
         bias: ``lora_B.bias``: ``scale * bias`` is added to the output.
         magnitude: DoRA's length for each output row.
+        slot: Which parameter, and which expert of it, when no module is adapted but a bare parameter.
     """
 
     name: str
@@ -54,6 +73,7 @@ class LoraLayer:
     transposed: bool = False
     bias: Float[Tensor, " out"] | None = None
     magnitude: Float[Tensor, " out"] | None = None
+    slot: ParameterSlot | None = None
 
     def __post_init__(self) -> None:
         """Shapes must agree; a type check alone would let a mismatch through in production."""
@@ -98,11 +118,21 @@ class ExtraKind(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class ExtraTensor:
-    """A full replacement that travels with the adapter; it bypasses every low-rank repair."""
+    """A full replacement that travels with the adapter; it bypasses every low-rank repair.
+
+    Attributes:
+        key: Its name in the file.
+        kind: What it replaces.
+        shape: As stored.
+        source: The file that has its values; they are large, so they are read when they are asked for.
+        value: What is written in its place; None while nobody has said what to do with it.
+    """
 
     key: str
     kind: ExtraKind
     shape: tuple[int, ...]
+    source: Path | None = None
+    value: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +142,7 @@ class LoraAdapter:
     Attributes:
         layers: Sorted by name, whatever order the file had.
         config: The whole ``adapter_config.json``; keys we do not know are kept.
-        extras: Full replacement tensors. They are listed, not loaded: repair refuses or drops them.
+        extras: Full replacement tensors. They are listed, not loaded: `replacements.py` says what becomes of them.
         notes: What a reader should know: unknown config keys, assumptions.
     """
 
@@ -167,6 +197,8 @@ def concatenate(first: LoraAdapter, second: LoraAdapter) -> LoraAdapter:
 def _joined(one: LoraLayer, two: LoraLayer) -> LoraLayer:
     if one.shape != two.shape or one.kind != two.kind:
         raise ShapeMismatch(f"{one.shape} cannot be joined with {two.shape}", field=one.name)
+    if one.slot != two.slot:
+        raise UnsupportedAdapter("one adapts a module, the other a parameter, or another side of it", field=one.name)
     bias = one.bias
     if one.bias is not None or two.bias is not None:
         parts = [layer.scale * layer.bias for layer in (one, two) if layer.bias is not None]

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Final
 
-from repair.adapter_file import copy_adapter
+from repair.adapter_file import copy_adapter, read_adapter
 from repair.checkpoint import Checkpoint
 from repair.checks.backend import Sample
 from repair.checks.evidence import CheckOutcome
@@ -32,6 +32,7 @@ from repair.diagnostics.account import diagnose
 from repair.errors import BadParameters
 from repair.lora import LoraAdapter
 from repair.report import adapter_digests, digests, environment
+from repair.serving import serving_report
 
 CODES: Final = {
     CheckOutcome.PASS: Exit.OK,
@@ -72,13 +73,15 @@ def repair_by_policy(adapter: Path, policy_name: str, place: Place, out: Path, *
     if planned.verdict is not Verdict.QUARANTINED:
         keep_readme(adapter, out)
         outputs["adapter"] = adapter_digests(out)
-    document = {
+    document: dict[str, Any] = {
         **planned.as_dict(),
         "inputs": inputs,
         "outputs": outputs,
         "diagnostics": found,
         "environment": environment(place.device),
     }
+    if outputs:
+        document["serving"] = serving_report(uploaded, read_adapter(out))
     return Answer(document=document, code=CODES[planned.outcome])
 
 

@@ -14,6 +14,9 @@ from repair.interaction import Addition, interaction
 from repair.linalg import delta_energy
 from repair.lora import LoraAdapter, LoraLayer, concatenate
 from repair.method import Assessment, Choice, Decision, Need, RepairMethod
+from repair.ranks import Fitted, fitted, limit_of
+from repair.replacements import settled
+from repair.tying import tie_of, with_head, without_head
 
 __all__ = ["LayerVerdict", "RepairContext", "Repaired", "repair_adapter"]
 
@@ -77,40 +80,44 @@ def repair_adapter(adapter: LoraAdapter, method: RepairMethod, context: RepairCo
     stages = method.stages
     for stage in stages:
         _demand(stage, context)  # all of them first: nothing is trained for a repair that cannot be finished
-    kept = _without_replacements(adapter, context)
-    result, verdicts, notes = _apply(kept, stages[0], context)
+    whole = _righted(settled(adapter, context.replacements, context.aligned), context)
+    result, verdicts, notes = _apply(whole, stages[0], context)
     for stage in stages[1:]:
         result, then, more = _apply(result, stage, context)
         verdicts, notes = _joined(verdicts, then), notes + more
     return Repaired(
         adapter=result,
         verdicts=verdicts,
-        changed=result is not kept or bool(adapter.extras),
-        notes=(
-            *adapter.notes,
-            *notes,
-            *(f"dropped: {extra.key} ({extra.kind})" for extra in adapter.extras),
-            *_growth(kept, result),
-        ),
+        changed=result is not whole or bool(adapter.extras),
+        notes=(*whole.notes, *notes, *_growth(without_head(whole), result)),
     )
 
 
 def _apply(
-    kept: LoraAdapter, method: RepairMethod, context: RepairContext
+    whole: LoraAdapter, method: RepairMethod, context: RepairContext
 ) -> tuple[LoraAdapter, tuple[LayerVerdict, ...], tuple[str, ...]]:
     """One stage, with what it has to say; the very adapter that was handed in when nothing about it changed."""
+    kept = without_head(whole)
     patch = method.prepare(kept, context)
     assessments = _assess(kept, method, context)
     choice = _chosen(method, assessments)
     edited = replace(kept, layers=tuple(a.edited if a.layer.name in choice.names else a.layer for a in assessments))
     added = _additions(patch, assessments, choice)
     _fits(added, kept, context)
+    _serves(kept, added)
+    notes = () if patch is None else tuple(f"added weights: {note}" for note in patch.notes)
+    if added is not None:
+        room = fitted(edited, added, context.rank_limit or limit_of(kept))
+        edited, added = room.edited, room.added
+        assessments = [_cut_noted(one, room.discarded) for one in assessments]
+        notes += tuple(_cuts(room))
     result = edited if added is None else concatenate(edited, added)
     result = remeasured(kept, result, context)
     verdicts = _verdicts(assessments, choice, result, {} if added is None else added.by_name)
-    same = added is None and all(after is before for after, before in zip(result.layers, kept.layers, strict=True))
-    notes = () if patch is None else tuple(f"added weights: {note}" for note in patch.notes)
-    return kept if same else result, verdicts, notes
+    result = with_head(result, whole)
+    verdicts = _following(verdicts, whole)
+    same = added is None and all(after is before for after, before in zip(result.layers, whole.layers, strict=True))
+    return whole if same else result, verdicts, notes
 
 
 def _joined(before: tuple[LayerVerdict, ...], then: tuple[LayerVerdict, ...]) -> tuple[LayerVerdict, ...]:
@@ -152,15 +159,20 @@ def _demand(method: RepairMethod, context: RepairContext) -> None:
             raise MissingReference(f"{method.name} needs it and it was not given", field=need.value)
 
 
-def _without_replacements(adapter: LoraAdapter, context: RepairContext) -> LoraAdapter:
-    """Full replacement tensors bypass every low-rank repair: refuse them, or revert them when that was asked for."""
-    if not adapter.extras:
+def _serves(adapter: LoraAdapter, patch: LoraAdapter | None) -> None:
+    """An output shift that only the patch brings would make engines refuse what they served before."""
+    added = () if patch is None else patch.layers
+    shifts = next((layer for layer in added if layer.bias is not None), None)
+    if shifts is not None and all(layer.bias is None for layer in adapter.layers):
+        detail = "the patch has lora_bias and the adapter has none: engines that serve the adapter refuse the sum"
+        raise UnsupportedAdapter(detail, field=shifts.name)
+
+
+def _righted(adapter: LoraAdapter, context: RepairContext) -> LoraAdapter:
+    """Fused experts with outputs on the output side: some model classes store them turned without saying so."""
+    if context.aligned is None or all(layer.slot is None for layer in adapter.layers):
         return adapter
-    if not context.drop_replacements:
-        first = adapter.extras[0]
-        detail = f"replaces a whole tensor of the model ({first.kind}); ask to drop it, or to refuse the adapter"
-        raise UnsupportedAdapter(detail, field=first.key, file="adapter_model.safetensors")
-    return replace(adapter, extras=())
+    return replace(adapter, layers=tuple(context.aligned.righted(layer) for layer in adapter.layers))
 
 
 def _fits(patch: LoraAdapter | None, adapter: LoraAdapter, context: RepairContext) -> None:
@@ -202,6 +214,32 @@ def _growth(before: LoraAdapter, after: LoraAdapter) -> tuple[str, ...]:
     grown = sum(layer.rank > known.get(layer.name, 0) for layer in found)
     ranks = max(known.values(), default=0), max((layer.rank for layer in found), default=0)
     return (f"rank: {grown} modules grew; the largest was {ranks[0]} and is {ranks[1]}",) if grown else ()
+
+
+def _following(verdicts: tuple[LayerVerdict, ...], whole: LoraAdapter) -> tuple[LayerVerdict, ...]:
+    """With the verdict of a head that is tied to the embedding: what became of that became of it."""
+    tie = tie_of(whole)
+    if tie is None:
+        return verdicts
+    words = next(verdict for verdict in verdicts if verdict.name == tie.words)
+    reason = "; ".join(filter(None, [words.reason, f"tied to {tie.words}"]))
+    return tuple(sorted([*verdicts, replace(words, name=tie.head, reason=reason)], key=lambda verdict: verdict.name))
+
+
+def _cuts(room: Fitted) -> tuple[str, ...]:
+    """A note when something had to go for the rank's sake."""
+    if not room.discarded:
+        return ()
+    worst = max(room.discarded, key=lambda name: room.discarded[name])
+    share = f"{room.discarded[worst]:.2g}"
+    return (f"rank: {len(room.discarded)} modules were cut to what engines take; most went at {worst}, {share} of it",)
+
+
+def _cut_noted(one: Assessment, discarded: Mapping[str, float]) -> Assessment:
+    share = discarded.get(one.layer.name)
+    if share is None:
+        return one
+    return replace(one, note="; ".join(filter(None, [one.note, f"cut in rank, {share:.2g} of its energy went"])))
 
 
 def _verdicts(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from repair.checks.errors import ArmUnsupported
+from repair.checks.parameters import Place, adapted_parameters, place_of
 from repair.lora import LoraAdapter, LoraLayer
 
 Hook = Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]
@@ -23,10 +24,19 @@ Hook = Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]
 @contextmanager
 def adapter_hooks(model: nn.Module, adapter: LoraAdapter | None) -> Iterator[None]:
     """The model with the adapter on it inside the block, and exactly as before after it."""
+    hooks, bare = _parts(model, adapter)
     with ExitStack() as stack:
-        for module, hook in _hooks_of(model, adapter):
+        for module, hook in hooks:
             stack.callback(module.register_forward_hook(hook).remove)
+        stack.enter_context(adapted_parameters(bare))
         yield
+
+
+def mixable(model: nn.Module, adapters: Sequence[LoraAdapter | None]) -> bool:
+    """Whether all of them are hooks on modules: a bare parameter can hold one adapter at a time."""
+    modules = dict(model.named_modules())
+    layers = (layer for adapter in adapters if adapter is not None for layer in adapter.layers)
+    return all(place_of(modules, layer) is None for layer in layers)
 
 
 class RowArms:
@@ -57,7 +67,7 @@ def mixed_hooks(model: nn.Module, adapters: Sequence[LoraAdapter | None]) -> Ite
     rows = RowArms()
     by_module: dict[nn.Module, dict[int, Hook]] = defaultdict(dict)
     for arm, adapter in enumerate(adapters):
-        for module, hook in _hooks_of(model, adapter):
+        for module, hook in _parts(model, adapter)[0]:
             by_module[module][arm] = hook
     with ExitStack() as stack:
         for module, hooks in by_module.items():
@@ -77,18 +87,26 @@ def _by_rows(hooks: Mapping[int, Hook], rows: RowArms) -> Hook:
     return hook
 
 
-def _hooks_of(model: nn.Module, adapter: LoraAdapter | None) -> Iterator[tuple[nn.Module, Hook]]:
-    """What each adapted module has to do; raises ArmUnsupported by the module's name."""
+def _parts(
+    model: nn.Module, adapter: LoraAdapter | None
+) -> tuple[list[tuple[nn.Module, Hook]], list[tuple[Place, LoraLayer]]]:
+    """What each adapted module has to do, and what is added to bare parameters; ArmUnsupported by the module's name."""
     if adapter is None:
-        return
+        return [], []
     modules = dict(model.named_modules())
     if adapter.extras:
         raise ArmUnsupported("replaces a whole tensor of the model", field=adapter.extras[0].key)
+    hooks: list[tuple[nn.Module, Hook]] = []
+    bare: list[tuple[Place, LoraLayer]] = []
     for layer in adapter.layers:
-        module = modules.get(layer.name)
-        if module is None:
+        module, place = modules.get(layer.name), place_of(modules, layer)
+        if place is not None:
+            bare.append((place, layer))
+        elif module is None or layer.slot is not None:
             raise ArmUnsupported("the model has no such module", field=layer.name)
-        yield module, _hook_for(module, layer)
+        else:
+            hooks.append((module, _hook_for(module, layer)))
+    return hooks, bare
 
 
 def _hook_for(module: nn.Module, layer: LoraLayer) -> Hook:

@@ -16,7 +16,7 @@ import transformers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from repair.checks.arms import adapter_hooks, mixed_hooks, torch_dtype_for
+from repair.checks.arms import adapter_hooks, mixable, mixed_hooks, torch_dtype_for
 from repair.checks.backend import Anchor, Reply, Sample
 from repair.checks.decode import Place, greedy, one_arm
 from repair.checks.errors import ArmUnsupported, CheckError
@@ -96,7 +96,7 @@ class ChatModel:
     @contextmanager
     def arms(self, adapters: Sequence[LoraAdapter | None]) -> Iterator[None]:
         """Have several adapters at hand; where the model cannot mix them in one batch they take turns."""
-        if not self._can_mix(adapters):
+        if not (mixable(self.model, adapters) and self._can_mix(adapters)):
             self._apart = tuple(adapters)
             try:
                 yield

@@ -15,7 +15,7 @@ from gate.admission import Admission, admit
 from gate.archive import unpack
 from gate.digest import root_digest, sha256_file
 from gate.errors import Refused, Rule
-from gate.weights import Shapes
+from gate.records import Shapes
 
 if TYPE_CHECKING:
     from collections.abc import Callable

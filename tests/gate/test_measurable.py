@@ -26,7 +26,6 @@ REFUSED = {
     "biases": (WEIGHTS, f"{PREFIX}model.layers.0.self_attn.k_proj.bias", 'bias="none"'),
     "own biases": (WEIGHTS, f"{PREFIX}model.layers.0.self_attn.q_proj.base_layer.bias", 'bias="none"'),
     "tokens": (WEIGHTS, f"{PREFIX}model.embed_tokens.token_adapter.trainable_tokens_delta", "trainable_token_indices"),
-    "tied": (CONFIG, "ensure_weight_tying", "ensure_weight_tying=False"),
 }
 MORE: dict[str, dict[str, Any]] = {
     "embeddings alone": {"target_modules": ["embed_tokens", "lm_head"]},

@@ -15,6 +15,7 @@ from repair.errors import NotRepresentable, OutputExists, RepairError, Unsupport
 from repair.layout import refuse_config
 from repair.lora import ExtraKind, LayerKind, LoraAdapter, concatenate
 from repair.methods import METHODS
+from repair.replacements import Replacements
 from repair.run import repair_adapter
 from tests import tiny
 from tests.repair import dense
@@ -113,7 +114,6 @@ def test_order_of_the_file_does_not_matter(tmp_path: Path) -> None:
     ("key", "value"),
     [
         ("peft_type", "LOHA"),
-        ("target_parameters", ["mlp.experts.gate_up_proj"]),
         ("use_qalora", True),
         ("alora_invocation_tokens", [1, 2]),
         ("use_bdlora", {"nblocks": 2}),
@@ -121,7 +121,6 @@ def test_order_of_the_file_does_not_matter(tmp_path: Path) -> None:
         ("kasa_config", {}),
         ("monteclora_config", {"x": 1}),
         ("layer_replication", [[0, 1]]),
-        ("ensure_weight_tying", True),
         ("init_lora_weights", "pissa_niter_16"),
         ("init_lora_weights", "olora"),
         ("init_lora_weights", "corda"),
@@ -180,7 +179,7 @@ def test_full_replacements_are_listed_then_refused_or_dropped(tmp_path: Path) ->
     with pytest.raises(UnsupportedAdapter) as caught:
         repair_adapter(found, half, RepairContext())
     assert caught.value.field in tensors
-    repaired = repair_adapter(found, half, RepairContext(drop_replacements=True))
+    repaired = repair_adapter(found, half, RepairContext(replacements=Replacements.parse("drop")))
     assert repaired.changed
     assert sum(note.startswith("dropped: ") for note in repaired.notes) == 3
     write_adapter(repaired.adapter, tmp_path / "out")

@@ -42,7 +42,7 @@ def folder(path: Path, adapter: LoraAdapter) -> str:
 
 def run(pair: tuple[Path, Path], adapter: LoraAdapter | None = None, **parameters: object) -> Repaired:
     aligned, base = (Checkpoint.open(path) for path in pair)
-    context = RepairContext(aligned=aligned, base=base, tile_rows=16)
+    context = RepairContext(aligned=aligned, base=base, tile_rows=16, rank_limit=512)
     return repair_adapter(adapter or tiny.adapter(), Resta.parse(parameters), context)
 
 
