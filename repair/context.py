@@ -12,7 +12,7 @@ from repair.calibration import Calibration
 from repair.checkpoint import Checkpoint
 from repair.errors import InsufficientBasis, MissingReference
 from repair.layer_basis import BasisNeed, LayerBasis
-from repair.lora import TILE_ROWS, LayerKind, LayerReference, LoraAdapter, LoraLayer, Weight
+from repair.lora import LayerKind, LayerReference, LoraAdapter, LoraLayer, Weight
 
 ACCELERATOR_TILE_ROWS = 2048  # there the launch of a kernel costs more than memory
 
@@ -90,7 +90,7 @@ class RepairContext:
             unusable=unusable,
             calibration=None if self.calibration is None else self.calibration.for_layer(layer),
             device=self.device,
-            tile_rows=self.tile_rows or (TILE_ROWS if self.device.type == "cpu" else ACCELERATOR_TILE_ROWS),
+            tile_rows=self.tile_rows or (None if self.device.type == "cpu" else ACCELERATOR_TILE_ROWS),
             remembered={} if self.aligned is None else self.aligned.memory(layer, self.base),
         )
 

@@ -14,6 +14,7 @@ from repair.interaction import Addition, interaction
 from repair.linalg import delta_energy
 from repair.lora import LoraAdapter, LoraLayer, concatenate
 from repair.method import Assessment, Choice, Decision, Need, RepairMethod
+from repair.threads import in_threads
 
 __all__ = ["LayerVerdict", "RepairContext", "Repaired", "repair_adapter"]
 
@@ -133,11 +134,15 @@ def _fits(patch: LoraAdapter | None, adapter: LoraAdapter, context: RepairContex
 
 def _assess(adapter: LoraAdapter, method: RepairMethod, context: RepairContext) -> list[Assessment]:
     with_base = Need.BASE in method.demands
-    found = []
-    for done, layer in enumerate(adapter.layers, start=1):
+
+    def assessed(layer: LoraLayer) -> Assessment:
         reference = context.reference_for(layer, with_base=with_base, need=method.basis_need)
-        found.append(replace(method.assess(layer, reference), note=reference.note))
-        context.progress(layer.name, done / len(adapter.layers))
+        return replace(method.assess(layer, reference), note=reference.note)
+
+    found = []
+    for done, one in enumerate(in_threads(assessed, adapter.layers, context.device), start=1):
+        found.append(one)
+        context.progress(one.layer.name, done / len(adapter.layers))
     return found
 
 
