@@ -78,6 +78,19 @@ class RepairContext:
         direct = self._on_checkpoints(layer, with_base=with_base)
         return replace(direct, note=f"read from the checkpoints, the basis pack cannot answer: {why}")
 
+    def must_know(self, layer: LoraLayer) -> None:
+        """Raise MissingWeight, ShapeMismatch or InsufficientBasis when the reference has no weight for this layer.
+
+        The aligned model is asked where it is given, else the basis pack; without either there is nobody to ask.
+        """
+        if self.aligned is not None or self.basis is None:
+            self._on_checkpoints(layer, with_base=False)
+            return
+        found = self.basis.for_layer(layer)
+        if isinstance(found, str):
+            detail = f"the basis pack does not know this module: {found}; give --aligned"
+            raise InsufficientBasis(detail, field=layer.name, file=str(self.basis.folder))
+
     def _on_checkpoints(self, layer: LoraLayer, *, with_base: bool) -> LayerReference:
         aligned = None if self.aligned is None else self.aligned.for_layer(layer)
         base, unusable = None, None

@@ -129,7 +129,7 @@ def _fits(patch: LoraAdapter | None, adapter: LoraAdapter, context: RepairContex
     known = set(adapter.names)
     for layer in () if patch is None else patch.layers:
         if layer.name not in known:
-            context.reference_for(layer, with_base=False)
+            context.must_know(layer)
 
 
 def _assess(adapter: LoraAdapter, method: RepairMethod, context: RepairContext) -> list[Assessment]:
