@@ -29,6 +29,7 @@ from repair.alignment import PROBE_COLUMNS
 from repair.basis import BasisIdentity, BasisPack, BasisSettings
 from repair.basis_writer import write_basis
 from repair.context import RepairContext
+from repair.lora import LoraAdapter
 from repair.measure_basis import measured_linears
 from repair.methods.safe_lora import Mode, SafeLora
 from repair.run import repair_adapter
@@ -48,19 +49,16 @@ def adapter_part(folder: Path, sizes: Sizes) -> dict[str, Any]:
     }
     size = read_once(folder, one.layers)
     for _ in range(ROUNDS):
-        with spent() as took:
-            read_once(folder, one.layers)
-        runs["read"].append(took)
+        runs["read"].append(_reading(folder, one))
         context = opened(folder)
         for name, adapter in (("first_repair", one), ("second_repair", two)):
             with spent() as took:
                 repair_adapter(adapter, method, context)
             runs[name].append(took)
+        del context  # files that are still mapped are not forgotten
     for _ in range(COLD_ROUNDS):
         forget(folder)
-        with spent() as took:
-            read_once(folder, one.layers)
-        runs["cold_read"].append(took)
+        runs["cold_read"].append(_reading(folder, one))
         forget(folder)
         with spent() as took:
             repair_adapter(one, method, opened(folder))
@@ -71,6 +69,7 @@ def adapter_part(folder: Path, sizes: Sizes) -> dict[str, Any]:
         for name, floor in (("first_repair", "read"), ("second_repair", "read"), ("cold_repair", "cold_read"))
         for short, field in (("", "seconds"), ("_cpu", "cpu_seconds"))
     }
+    torch.set_num_threads(1)  # floors are those of one thread
     rate = gemm_rate()
     return (
         found
@@ -85,6 +84,16 @@ def adapter_part(folder: Path, sizes: Sizes) -> dict[str, Any]:
             },
         }
     )
+
+
+def _reading(folder: Path, adapter: LoraAdapter) -> Spent:
+    """One read of what the adapter needs, always on one thread: torch's own ones wait for each other at every tile."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with spent() as took:
+        read_once(folder, adapter.layers)
+    torch.set_num_threads(threads)
+    return took
 
 
 def basis_part(folder: Path, sizes: Sizes) -> dict[str, Any]:
