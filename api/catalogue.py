@@ -16,6 +16,14 @@ from api.problems import FieldError, Kind, Problem
 from api.schema_check import check, unknown_keywords
 
 PATH: Final = Path(__file__).with_name("catalogue.json")
+COMPOSE: Final = "compose"
+"""The method whose parameters are other methods; each is held against the catalogue like one asked for alone."""
+REMEDIES: Final[Mapping[str, str]] = {
+    "base": "register the pair under another name, `lora-repair reference add NAME --aligned DIR --base DIR`",
+    "patch": "give it one, `lora-repair reference add {reference} --aligned DIR [--base DIR] --patch DIR`",
+    "calibration": "have it measured once, `lora-repair reference prepare {reference}`",
+}
+"""What an operator does about a part that a reference is without."""
 
 
 class Method(BaseModel):
@@ -26,8 +34,12 @@ class Method(BaseModel):
     name: str
     version: int | str
     summary: str = ""
-    paper: str | None = None
-    needs: list[str] = Field(default=[], description="What the method needs: aligned, base, patch, chat")
+    paper: str | None = Field(default=None, description="Where the method is defined")
+    needs: list[str] = Field(default=[], description="What the method needs: aligned, base, patch, calibration, chat")
+    cost: str = Field(
+        default="",
+        description="Of a 7B adapter: seconds, checkpoints (reads two models once) or training (minutes)",
+    )
     parameters: dict[str, Any] = Field(default={}, description="JSON Schema of the parameters")
 
 
@@ -102,15 +114,40 @@ class Catalogue(BaseModel):
                 raise _wrong([FieldError(pointer="/parameters", detail="parameters need a method")])
             return
         errors = check(dict(parameters), self.method(method).parameters, pointer="/parameters")
+        if not errors:
+            errors = [error for step, where in _steps(method, parameters) for error in self._wrong_step(step, where)]
         if errors:
             raise _wrong(errors)
 
-    def validate_needs(self, method: str | None, given: Mapping[str, object]) -> None:
-        """Refuse a method that needs what the reference lacks: ``given`` holds a digest, or None, for each part."""
-        missing = [] if method is None else [n for n in self.method(method).needs if n in given and given[n] is None]
-        if missing:
-            detail = f"{method} needs {' and '.join(missing)}, which this reference was registered without"
-            raise _wrong([FieldError(pointer="/method", detail=detail)])
+    def _wrong_step(self, step: Mapping[str, Any], pointer: str) -> list[FieldError]:
+        name = step["method"]
+        offered = {entry.name: entry for entry in self.methods if entry.name != COMPOSE}
+        if name not in offered:
+            known = ", ".join(sorted(offered))
+            return [FieldError(pointer=f"{pointer}/method", detail=f"{name!r} is no step; offered are: {known}")]
+        return check(dict(step.get("parameters", {})), offered[name].parameters, pointer=f"{pointer}/parameters")
+
+    def validate_needs(
+        self, method: str | None, parameters: Mapping[str, Any], given: Mapping[str, object], *, reference: str
+    ) -> None:
+        """Refuse a method that needs what the reference lacks, and say how to give it.
+
+        ``given`` holds a digest, or None, for each part.
+        """
+        asked = [] if method is None else [method, *(str(step["method"]) for step, _ in _steps(method, parameters))]
+        for name in asked:
+            missing = [need for need in self.method(name).needs if need in given and given[need] is None]
+            if missing:
+                how = "; ".join(REMEDIES[part].format(reference=reference) for part in missing if part in REMEDIES)
+                detail = f"{name} needs {' and '.join(missing)}, which this reference is without: {how}"
+                raise _wrong([FieldError(pointer="/method", detail=detail)])
+
+
+def _steps(method: str, parameters: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], str]]:
+    """What a composition is made of, each with its place in the request; nothing for any other method."""
+    if method != COMPOSE:
+        return []
+    return [(step, f"/parameters/steps/{place}") for place, step in enumerate(parameters.get("steps", ()))]
 
 
 def _pick(offered: list[Named], name: str, *, pointer: str) -> Named:

@@ -203,6 +203,8 @@ class ReferenceOut(Out):
     aligned_digest: str
     base_digest: str | None
     patch_digest: str | None = Field(description="Of a refusal LoRA for the aligned model; the method `patch` adds it")
+    calibration_digest: str | None = Field(description="Of the pack that methods with the need `calibration` read")
+    basis_digest: str | None = Field(description="Of the pack that is read instead of both models")
     modules: int
     created_at: datetime
 

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from cli import remote  # noqa: F401 - its commands hang themselves onto `app`
+from cli import packs, remote  # noqa: F401 - their commands hang themselves onto `app`
 from cli.errors import CliError, Exit, Refusal
 from cli.tree import DEFAULT_URL, DatabaseUrl, DataDir, Json, Url, app, db_app, show
 

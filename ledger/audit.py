@@ -49,6 +49,8 @@ class Action(StrEnum):
     REFERENCE_MOVED = "reference.moved"
     # It got a refusal patch, or another one.
     REFERENCE_PATCHED = "reference.patched"
+    # It got a pack of what was measured about its models, or another one.
+    REFERENCE_PREPARED = "reference.prepared"
     BATCH_OPENED = "batch.opened"
     BATCH_CANCELLED = "batch.cancelled"
     # A job was ordered.

@@ -83,6 +83,7 @@ class JobFacts:
     Attributes:
         wish: What the tenant asked for besides the inputs: `method` and `parameters`, or `policy`.
         packs: What was measured on.
+        calibration, basis: What is known about the models in advance, where the reference has it.
         materials: What the steps learned from besides the models.
         steps: What was done; empty when the adapter was released as it was.
         environment: What the platform chose; the names stand in docs/buildtypes/adapter-repair-v1.md.
@@ -104,6 +105,8 @@ class JobFacts:
     files: Mapping[str, str]
     base: Resource | None = None
     patch: Resource | None = None
+    calibration: Resource | None = None
+    basis: Resource | None = None
     packs: Sequence[Resource] = ()
     materials: Sequence[Resource] = ()
     wish: Mapping[str, Any] = field(default_factory=dict)

@@ -112,9 +112,9 @@ def _slsa(facts: JobFacts) -> dict[str, Any]:
     }
     if facts.base is not None:
         external["baseModel"] = _uri(facts.base)
-    if facts.patch is not None:
-        external["patch"] = _uri(facts.patch)
-    known = [one for one in (facts.base, facts.patch) if one is not None]
+    tools = {"patch": facts.patch, "calibration": facts.calibration, "basis": facts.basis}
+    external |= {name: _uri(tool) for name, tool in tools.items() if tool is not None}
+    known = [one for one in (facts.base, *tools.values()) if one is not None]
     inputs = [facts.adapter, facts.aligned, *known, facts.policy, *facts.packs, *facts.materials]
     return {
         "buildDefinition": {

@@ -1,7 +1,8 @@
 """References: named pairs of models that adapters are measured against. A name never changes its meaning.
 
 A reference may carry a *patch*, a refusal LoRA for its aligned model that the method `patch` adds to an adapter. It is
-a tool: what a verdict means does not depend on it, so it may be given later or replaced.
+a tool: what a verdict means does not depend on it, so it may be given later or replaced. So are its packs
+(`packs.py`).
 """
 
 from __future__ import annotations
@@ -168,8 +169,11 @@ def every(tx: Session) -> Sequence[Reference]:
 
 def optional_parts(reference: Reference) -> dict[str, str | None]:
     """The digest of each part that a reference may be without."""
-    # A calibration pack cannot be registered yet: what needs one runs on local folders only.
-    return {"base": reference.base_digest, "patch": reference.patch_digest, "calibration": None}
+    return {
+        "base": reference.base_digest,
+        "patch": reference.patch_digest,
+        "calibration": reference.calibration_digest,
+    }
 
 
 def shapes_of(reference: Reference) -> dict[str, tuple[int, int]]:

@@ -109,6 +109,11 @@ class Settings(BaseSettings):
         return self.data_dir / "policies"
 
     @property
+    def packs_dir(self) -> Path:
+        """Where `reference prepare` keeps what it measured; every worker must see the same files."""
+        return self.data_dir / "packs"
+
+    @property
     def broker_socket(self) -> Path:
         """Where our own Valkey listens: in the data directory, or elsewhere if that path is too long."""
         near = self.data_dir / "valkey" / "valkey.sock"

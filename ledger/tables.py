@@ -88,6 +88,11 @@ class Reference(Base):
     # A refusal LoRA that was trained for the aligned model: a tool, no part of what the name stands for.
     patch_path: Mapped[str | None] = mapped_column(Text)
     patch_digest: Mapped[str | None] = mapped_column(Digest)
+    # What was measured about the models once (`packs.py`): tools as well. Digests are those of their headers.
+    calibration_path: Mapped[str | None] = mapped_column(Text)
+    calibration_digest: Mapped[str | None] = mapped_column(Digest)
+    basis_path: Mapped[str | None] = mapped_column(Text)
+    basis_digest: Mapped[str | None] = mapped_column(Digest)
 
 
 class Adapter(Base):

@@ -48,10 +48,17 @@ def _void(wish: argparse.Namespace) -> Iterator[tuple[str, str]]:
     if wish.command == "repair" and wish.policy is not None:
         given = {"--set": wish.settings, "--balanced": wish.balanced, "--drop-replacements": wish.drop_replacements}
         yield from ((flag, "--policy: a policy brings its own parameters") for flag, value in given.items() if value)
-    elif wish.command == "repair" and wish.samples is not None:
+    if wish.command == "repair" and wish.policy is not None and wish.diagnostics is not None:
+        yield "--diagnostics", "--policy: a policy loads the model anyway"
+    if wish.command == "repair" and wish.policy is None and wish.samples is not None:
         yield "--samples", "--method: a plain method measures nothing"
     if wish.command == "repair" and wish.policy is not None and wish.basis is not None:
         yield "--basis", "--policy: a policy measures the models themselves"
+    if wish.command == "check":
+        given = {"--base": wish.base, "--calibration": wish.calibration, "--patch": wish.patch}
+        yield from (
+            (flag, "check: it measures the aligned model and the adapter") for flag, value in given.items() if value
+        )
     if wish.command == "repair" and wish.basis is None and wish.basis_tolerance is not None:
         yield "--basis-tolerance", "no --basis"
 
@@ -79,7 +86,13 @@ def _repair_command(wish: argparse.Namespace, place: "Place") -> "Answer":
         return measure.repair_by_policy(wish.adapter, wish.policy, place, wish.out, samples=wish.samples)
     method = commands.method_named(wish.method, wish.settings)
     return commands.repair_by_method(
-        wish.adapter, method, place, wish.out, drop=wish.drop_replacements, balanced=wish.balanced
+        wish.adapter,
+        method,
+        place,
+        wish.out,
+        drop=wish.drop_replacements,
+        balanced=wish.balanced,
+        thorough=wish.diagnostics == "full",
     )
 
 
@@ -131,6 +144,7 @@ def _place(wish: argparse.Namespace) -> "Place":
         aligned=wish.aligned,
         base=wish.base,
         calibration=wish.calibration,
+        patch=wish.patch,
         basis=wish.basis,
         **basis,
         device=device_of(wish.device),
@@ -148,7 +162,9 @@ def _lines(document: Mapping[str, Any]) -> list[str]:
     """The answer for a person: plain values first, then each list as a table."""
     lines = [f"{key}: {value}" for key, value in document.items() if isinstance(value, str | int | float)]
     for key, value in document.items():
-        if isinstance(value, dict) and value:
+        if key == "diagnostics":
+            lines.append(f"{key}: {json.dumps(value['summary'])}; all of them with --json")
+        elif isinstance(value, dict) and value:
             lines.append(f"{key}: {json.dumps(value)}")
         elif isinstance(value, list) and value and key != "rows":
             lines.append(f"{key}:")
@@ -189,9 +205,14 @@ def _parser() -> argparse.ArgumentParser:
     _models(repair)
     repair.add_argument("--basis", type=Path, help="basis pack of the two models, or a folder of them; read instead")
     repair.add_argument("--basis-tolerance", type=float, help="largest error of the truncated operator; default 0.01")
+    repair.add_argument(
+        "--diagnostics",
+        choices=["quick", "full"],
+        help="full: load the aligned model and search both models too; default quick, with --policy always loaded",
+    )
     how = repair.add_mutually_exclusive_group(required=True)
     how.add_argument("--method", help="apply this method")
-    how.add_argument("--policy", help="try methods until one meets this policy (name or TOML file)")
+    how.add_argument("--policy", help="choose among all that this policy tries (name or TOML file)")
     repair.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
     repair.add_argument("--out", type=Path, required=True, help="a folder that does not exist yet")
     repair.add_argument("--balanced", action="store_true", help="write both factors equally large")
@@ -221,7 +242,7 @@ def _calibrate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--directions", type=int, help="directions kept of each moment and gradient")
     parser.add_argument("--seed", type=int, help="of the order of prompts")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N")
-    parser.set_defaults(base=None, calibration=None, basis=None, basis_tolerance=None)
+    parser.set_defaults(base=None, calibration=None, patch=None, basis=None, basis_tolerance=None)
 
 
 def _pair(parser: argparse.ArgumentParser) -> None:
@@ -235,7 +256,7 @@ def _both(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--aligned", type=Path, required=True, help="folder of the model that adapters are served on")
     parser.add_argument("--base", type=Path, required=True, help="folder of the same model before alignment")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N")
-    parser.set_defaults(calibration=None, basis=None, basis_tolerance=None)
+    parser.set_defaults(calibration=None, patch=None, basis=None, basis_tolerance=None)
 
 
 def _add(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
@@ -248,6 +269,7 @@ def _models(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--aligned", type=Path, help="folder of the model the adapter is served on")
     parser.add_argument("--base", type=Path, help="folder of the same model before alignment")
     parser.add_argument("--calibration", type=Path, help="calibration of the aligned model, or a folder of them")
+    parser.add_argument("--patch", type=Path, help="folder of a refusal LoRA made for the aligned model")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N")
     parser.add_argument("--samples", type=Path, help="JSON lines with prompt and answer: what the adapter is for")
 

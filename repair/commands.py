@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from repair.checks.arms import torch_dtype_for
 from repair.checks.packs import pack_digests
 from repair.checks.policy import bundled_policies, load_policy
 from repair.context import Progress, RepairContext
+from repair.diagnostics.account import diagnose
 from repair.errors import BadParameters, OutputExists
 from repair.lora import LoraAdapter
 from repair.method import Need, RepairMethod
@@ -32,8 +33,10 @@ from repair.report import adapter_digests, digests, environment, inspection, met
 from repair.run import repair_adapter
 
 if TYPE_CHECKING:
-    from repair.checks.backend import ChatModel
+    from repair.checks.chat import ChatModel
 
+
+DIRECTIONS = 64  # of v, for thorough diagnostics without a basis pack: as many as a pack holds
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
@@ -62,6 +65,7 @@ class Place:
     aligned: Path | None = None
     base: Path | None = None
     calibration: Path | None = None
+    patch: Path | None = None
     basis: Path | None = None
     basis_tolerance: float = TOLERANCE
     device: torch.device
@@ -119,24 +123,33 @@ def inspect(adapter: Path) -> Answer:
 
 
 def repair_by_method(
-    adapter: Path, method: RepairMethod, place: Place, out: Path, *, drop: bool, balanced: bool
+    adapter: Path, method: RepairMethod, place: Place, out: Path, *, drop: bool, balanced: bool, thorough: bool = False
 ) -> Answer:
-    """One method, one folder out; when nothing changed, the uploaded bytes."""
+    """One method, one folder out; when nothing changed, the uploaded bytes.
+
+    ``thorough`` diagnostics load the aligned model where it is named, and look for directions in the pair.
+    """
     must_be_free(out)
     uploaded = admitted(adapter)
     inputs = place.inputs(adapter)
     context = _context(method, place, inputs, drop=drop)
     repaired = repair_adapter(uploaded, method, context)
+    if thorough and place.aligned is not None and context.chat is None:
+        context = replace(context, chat=chat_of(place))
+    found = diagnose(uploaded, context, directions=DIRECTIONS if thorough else 0, weights=True if thorough else None)
     export = None
     if repaired.changed:
         export = write_adapter(repaired.adapter, out, balanced=balanced)
     else:
         copy_adapter(adapter, out)
     keep_readme(adapter, out)
-    inputs |= {name: adapter_digests(path) for name, path in method if isinstance(path, Path)}
+    for stage in method.stages:
+        inputs |= {name: adapter_digests(path) for name, path in stage if isinstance(path, Path)}
     inputs |= {f"pack/{name}": {"digest": digest} for name, digest in pack_digests(method.packs).items()}
     outputs = {"adapter": output_entry(out, export)}
-    return Answer(document=method_report(method, repaired, inputs=inputs, outputs=outputs, device=place.device))
+    return Answer(
+        document=method_report(method, repaired, inputs=inputs, outputs=outputs, diagnostics=found, device=place.device)
+    )
 
 
 def admitted(directory: Path) -> LoraAdapter:
@@ -150,8 +163,9 @@ def _context(method: RepairMethod, place: Place, inputs: dict[str, Any], *, drop
         aligned=None if place.aligned is None else Checkpoint.open(place.aligned),
         base=None if place.base is None else Checkpoint.open(place.base),
         calibration=calibration_of(place, inputs),
+        patch=patch_of(place, inputs),
         basis=basis_of(place, method, inputs),
-        chat=chat_of(place) if Need.CHAT in method.needs else None,
+        chat=chat_of(place) if Need.CHAT in method.demands else None,
         device=place.device,
         progress=place.progress,
         drop_replacements=drop,
@@ -167,7 +181,7 @@ def aligned_of(place: Place) -> Path:
 
 def chat_of(place: Place) -> "ChatModel":
     """The aligned model, loaded."""
-    from repair.checks.backend import ChatModel  # noqa: PLC0415 - transformers takes seconds to import
+    from repair.checks.chat import ChatModel  # noqa: PLC0415 - transformers takes seconds to import
 
     return ChatModel.load(aligned_of(place), str(place.device))
 
@@ -182,6 +196,14 @@ def calibration_of(place: Place, inputs: dict[str, Any]) -> Calibration | None:
     return found
 
 
+def patch_of(place: Place, inputs: dict[str, Any]) -> LoraAdapter | None:
+    """The refusal LoRA that was named; it joins ``inputs``."""
+    if place.patch is None:
+        return None
+    inputs["patch"] = adapter_digests(place.patch)
+    return admitted(place.patch)
+
+
 def basis_of(place: Place, method: RepairMethod, inputs: dict[str, Any]) -> BasisPack | None:
     """The basis pack that was named, for the models that were; it joins ``inputs``.
 
@@ -189,7 +211,7 @@ def basis_of(place: Place, method: RepairMethod, inputs: dict[str, Any]) -> Basi
     """
     if place.basis is None:
         return None
-    if method.basis_need is None:
+    if all(stage.basis_need is None for stage in method.stages):
         raise BadParameters(f"{method.name} with these parameters takes nothing from a basis pack", field="basis")
     if not 0 <= place.basis_tolerance <= 1:
         raise BadParameters("between 0 and 1", field="basis-tolerance")

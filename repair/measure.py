@@ -25,8 +25,12 @@ from repair.commands import (
     chat_of,
     keep_readme,
     must_be_free,
+    patch_of,
 )
+from repair.context import RepairContext
+from repair.diagnostics.account import diagnose
 from repair.errors import BadParameters
+from repair.lora import LoraAdapter
 from repair.report import adapter_digests, digests, environment
 
 CODES: Final = {
@@ -45,6 +49,7 @@ def repair_by_policy(adapter: Path, policy_name: str, place: Place, out: Path, *
         aligned=Checkpoint.open(aligned_of(place)),
         base=None if place.base is None else Checkpoint.open(place.base),
         chat=chat_of(place),
+        patch=patch_of(place, inputs),
         calibration=calibration_of(place, inputs),
         digest=inputs["aligned"]["digest"],
     )
@@ -59,6 +64,7 @@ def repair_by_policy(adapter: Path, policy_name: str, place: Place, out: Path, *
             device=place.device,
             progress=place.progress,
         )
+        found = _diagnostics(uploaded, reference, place)
         if planned.verdict is Verdict.RELEASED_UNCHANGED:
             copy_adapter(adapter, out)
         elif planned.winner is not None and planned.winner.directory is not None:
@@ -66,8 +72,26 @@ def repair_by_policy(adapter: Path, policy_name: str, place: Place, out: Path, *
     if planned.verdict is not Verdict.QUARANTINED:
         keep_readme(adapter, out)
         outputs["adapter"] = adapter_digests(out)
-    document = {**planned.as_dict(), "inputs": inputs, "outputs": outputs, "environment": environment(place.device)}
+    document = {
+        **planned.as_dict(),
+        "inputs": inputs,
+        "outputs": outputs,
+        "diagnostics": found,
+        "environment": environment(place.device),
+    }
     return Answer(document=document, code=CODES[planned.outcome])
+
+
+def _diagnostics(uploaded: LoraAdapter, reference: Reference, place: Place) -> dict[str, Any]:
+    context = RepairContext(
+        aligned=reference.aligned,
+        base=reference.base,
+        calibration=reference.calibration,
+        chat=reference.chat,
+        device=place.device,
+        progress=place.progress,
+    )
+    return diagnose(uploaded, context)
 
 
 def check(adapter: Path | None, suite: str, place: Place, *, samples: Path | None) -> Answer:
@@ -78,18 +102,13 @@ def check(adapter: Path | None, suite: str, place: Place, *, samples: Path | Non
     report = run_checks(chat, None, policy, "certify", arm="aligned", stop_early=False, progress=place.progress)
     inputs = {} if adapter is None else {"adapter": adapter_digests(adapter)}
     if uploaded is not None:
-        wanted = tuple(_samples(samples))
-        with chat.arm(None):
-            aligned_losses = tuple(chat.loss(wanted))
-        with chat.arm(uploaded):
-            losses = tuple(chat.loss(wanted))
         report = run_checks(
             chat,
             uploaded,
             policy,
             "certify",
             aligned=report,
-            original=Original(adapter=uploaded, samples=wanted, aligned=aligned_losses, losses=losses),
+            original=Original.measure(chat, uploaded, _samples(samples)),
             stop_early=False,
             progress=place.progress,
         )

@@ -150,6 +150,11 @@ class RepairMethod(BaseModel, ABC):
         """Prompt packs that these parameters learn from: they are inputs, so provenance names them with digests."""
         return ()
 
+    @property
+    def stages(self) -> tuple["RepairMethod", ...]:
+        """What is applied, one after the other; a plain method is its own only stage."""
+        return (self,)
+
     def prepare(self, adapter: LoraAdapter, context: RepairContext) -> LoraAdapter | None:  # noqa: ARG002 - interface
         """Weights to concatenate to the edited adapter, at full strength; None for none."""
         return None

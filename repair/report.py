@@ -13,9 +13,9 @@ import torch
 
 from gate.digest import root_digest, sha256_file
 from gate.model import file_digests
+from repair.diagnostics.spectra import spectrum_of
 from repair.export import Export
 from repair.layout import CONFIG, WEIGHTS
-from repair.linalg import delta_energy, homogeneous, spectrum
 from repair.lora import LoraAdapter, LoraLayer
 from repair.method import RepairMethod
 from repair.run import LayerVerdict, Repaired
@@ -50,9 +50,10 @@ def method_report(
     *,
     inputs: Mapping[str, Any],
     outputs: Mapping[str, Any],
+    diagnostics: Mapping[str, Any],
     device: torch.device,
 ) -> dict[str, Any]:
-    """The account of one plain method."""
+    """The account of one plain method; ``diagnostics`` are those of the upload, see `repair.diagnostics.account`."""
     return {
         "verdict": "repaired",
         "method": method.name,
@@ -64,6 +65,7 @@ def method_report(
         "inputs": dict(inputs),
         "outputs": dict(outputs),
         "notes": list(repaired.notes),
+        "diagnostics": dict(diagnostics),
         "environment": environment(device),
     }
 
@@ -100,10 +102,6 @@ def inspection(adapter: LoraAdapter, directory: Path) -> dict[str, Any]:
 
 
 def _layer(layer: LoraLayer) -> dict[str, Any]:
-    factors = homogeneous(layer)
-    values = spectrum(factors.b, factors.a, layer.scale).values
-    squares = values.square()
-    total = float(squares.sum())
     return {
         "name": layer.name,
         "kind": layer.kind.value,
@@ -112,10 +110,7 @@ def _layer(layer: LoraLayer) -> dict[str, Any]:
         "in_features": layer.shape[1],
         "dtype": str(layer.dtype).removeprefix("torch."),
         "scale": layer.scale,
-        "norm": delta_energy(layer) ** 0.5,
-        "largest_singular_value": float(values[0]),
-        "share_of_largest": float(squares[0]) / total if total > 0 else None,
-        "stable_rank": total / float(squares[0]) if total > 0 else None,
+        **spectrum_of(layer),
         "bias": layer.bias is not None,
         "dora": layer.magnitude is not None,
     }

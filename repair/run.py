@@ -75,8 +75,31 @@ def repair_adapter(adapter: LoraAdapter, method: RepairMethod, context: RepairCo
 
     Raises a RepairError that names the module or the missing input when the adapter cannot be repaired.
     """
-    _demand(method, context)
+    stages = method.stages
+    for stage in stages:
+        _demand(stage, context)  # all of them first: nothing is trained for a repair that cannot be finished
     kept = _without_replacements(adapter, context)
+    result, verdicts, notes = _apply(kept, stages[0], context)
+    for stage in stages[1:]:
+        result, then, more = _apply(result, stage, context)
+        verdicts, notes = _joined(verdicts, then), notes + more
+    return Repaired(
+        adapter=result,
+        verdicts=verdicts,
+        changed=result is not kept or bool(adapter.extras),
+        notes=(
+            *adapter.notes,
+            *notes,
+            *(f"dropped: {extra.key} ({extra.kind})" for extra in adapter.extras),
+            *_growth(kept, result),
+        ),
+    )
+
+
+def _apply(
+    kept: LoraAdapter, method: RepairMethod, context: RepairContext
+) -> tuple[LoraAdapter, tuple[LayerVerdict, ...], tuple[str, ...]]:
+    """One stage, with what it has to say; the very adapter that was handed in when nothing about it changed."""
     patch = method.prepare(kept, context)
     assessments = _assess(kept, method, context)
     choice = _chosen(method, assessments)
@@ -87,15 +110,32 @@ def repair_adapter(adapter: LoraAdapter, method: RepairMethod, context: RepairCo
     result = remeasured(kept, result, context)
     verdicts = _verdicts(assessments, choice, result, {} if added is None else added.by_name)
     same = added is None and all(after is before for after, before in zip(result.layers, kept.layers, strict=True))
-    return Repaired(
-        adapter=result,
-        verdicts=verdicts,
-        changed=not same or bool(adapter.extras),
-        notes=(
-            *adapter.notes,
-            *(f"dropped: {extra.key} ({extra.kind})" for extra in adapter.extras),
-            *_growth(kept, result),
-        ),
+    notes = () if patch is None else tuple(f"added weights: {note}" for note in patch.notes)
+    return kept if same else result, verdicts, notes
+
+
+def _joined(before: tuple[LayerVerdict, ...], then: tuple[LayerVerdict, ...]) -> tuple[LayerVerdict, ...]:
+    """The account of two stages as one: energies from the start to the end, and what either of them decided."""
+    first = {verdict.name: verdict for verdict in before}
+    return tuple(_followed(first.get(verdict.name), verdict) for verdict in then)
+
+
+def _followed(first: LayerVerdict | None, then: LayerVerdict) -> LayerVerdict:
+    if first is None:
+        return then
+    idle = {Decision.KEPT, Decision.UNJUDGED}
+    start, end = first.energy_before, then.energy_after
+    said = (f"{one.decision.value} ({one.reason})" if one.reason else one.decision.value for one in (first, then))
+    own = then.score is not None
+    return replace(
+        then,
+        decision=first.decision if then.decision in idle else then.decision,
+        score=then.score if own else first.score,
+        null=then.null if own else first.null,
+        shrink=(end / start) ** 0.5 if start > 0 else None,
+        energy_before=start,
+        reason=", then ".join(said),
+        addition=then.addition or first.addition,
     )
 
 

@@ -159,16 +159,23 @@ MODEL_DIGEST = f"sha256:{'7' * 64}"
 
 
 def calibration(
-    directory: Path, shapes: Shapes = SHAPES, *, directions: int = 5, seed: int = 0, heads: int = 1, units: bool = True
+    directory: Path,
+    shapes: Shapes = SHAPES,
+    *,
+    directions: int = 5,
+    seed: int = 0,
+    heads: int = 1,
+    units: bool = True,
+    aligned: str = MODEL_DIGEST,
 ) -> Calibration:
     """A written and opened calibration with random numbers for all of ``shapes``."""
     source = generator(seed)
     modules = {name: _measured(shape, directions, source, units=units) for name, shape in shapes.items()}
     norms = {name: torch.rand(shape[1], generator=source) for name, shape in shapes.items()}
     settings = CalibrationSettings(directions=directions, seed=seed)
-    identity = Identity(aligned=MODEL_DIGEST, rows="sha256:rows", dtype="float32", settings=settings)
+    identity = Identity(aligned=aligned, rows="sha256:rows", dtype="float32", settings=settings)
     write_calibration(identity, with_unit_scores(modules, norms, heads), directory, about={})
-    return Calibration.open(directory, aligned=MODEL_DIGEST)
+    return Calibration.open(directory, aligned=aligned)
 
 
 def _measured(shape: tuple[int, int], directions: int, source: torch.Generator, *, units: bool) -> MeasuredModule:

@@ -32,7 +32,9 @@ from repair.adapter_file import read_adapter
 from repair.checks import planner
 from repair.checks.errors import ArmUnsupported
 from repair.checks.policy import Candidate, load_policy
+from repair.context import RepairContext
 from repair.determinism import ask_determinism
+from repair.diagnostics.account import diagnose
 from repair.errors import RepairError, UnsupportedAdapter
 from worker import publish
 from worker.errors import CancelRequested, ReferenceChanged
@@ -136,6 +138,8 @@ def work(claim: Claim, tools: Tools, beat: Heartbeat, folder: Path) -> Result:
     )
     try:
         found = decide(wish, reference, beat)
+        beat.step({"stage": "diagnosing"})
+        seen = diagnosed(wish, reference, beat)
     except (UnsupportedAdapter, ArmUnsupported) as refusal:
         # What only the loaded model can tell: a fact about the adapter like those of the gate.
         return publish.refused(tools.blobs, adapter_row, refusal)
@@ -146,6 +150,7 @@ def work(claim: Claim, tools: Tools, beat: Heartbeat, folder: Path) -> Result:
         reference=reference_row,
         admission=admission,
         plan=found,
+        diagnostics=seen,
         device=tools.references.device,
         started_at=started,
         finished_at=utc_now(),
@@ -180,6 +185,8 @@ def decide(wish: Wish, reference: OpenReference, beat: Heartbeat) -> planner.Pla
             base=reference.base,
             chat=reference.chat,
             patch=reference.patch,
+            calibration=reference.calibration,
+            basis=reference.basis,
             digest=reference.aligned_digest,
         ),
         policy=load_policy(own if (own := wish.policies / f"{name}.toml").is_file() else name),
@@ -190,6 +197,24 @@ def decide(wish: Wish, reference: OpenReference, beat: Heartbeat) -> planner.Pla
         aligned_cache=wish.cache,
         progress=progress,
     )
+
+
+def diagnosed(wish: Wish, reference: OpenReference, beat: Heartbeat) -> dict[str, Any]:
+    """What else there is to know about the upload; the verdict does not depend on it."""
+
+    def progress(line: str, share: float) -> None:
+        beat.step({"stage": "diagnosing", "detail": line, "done": round(100 * share), "total": 100})
+
+    context = RepairContext(
+        aligned=reference.aligned,
+        base=reference.base,
+        calibration=reference.calibration,
+        basis=reference.basis,
+        chat=reference.chat,
+        device=reference.chat.device,
+        progress=progress,
+    )
+    return diagnose(read_adapter(wish.source), context, weights=True)
 
 
 def close_as_failed(tools: Tools, claim: Claim, error: Exception) -> None:

@@ -57,6 +57,7 @@ class Account:
     reference: Reference
     admission: Admission
     plan: Plan
+    diagnostics: Mapping[str, Any]
     device: str
     started_at: datetime
     finished_at: datetime
@@ -126,10 +127,13 @@ def report_of(account: Account) -> dict[str, Any]:
             "aligned": reference.aligned_digest,
             "base": reference.base_digest,
             "patch": reference.patch_digest,
+            "calibration": reference.calibration_digest,
+            "basis": reference.basis_digest,
         },
         "environment": conditions(account),
         "limits": limits_of(account.plan),
         **account.plan.as_dict(),
+        "diagnostics": dict(account.diagnostics),
     }
     # Canonical JSON knows neither NaN nor numpy; what is not finite was not measured.
     cleaned: dict[str, Any] = plain(document)
@@ -198,6 +202,8 @@ def facts_of(account: Account, files: Mapping[str, str]) -> JobFacts:
         aligned=Resource(name="aligned", digest=reference.aligned_digest, files=reference.files["aligned"]),
         base=part_of(reference, "base", reference.base_digest),
         patch=part_of(reference, "patch", reference.patch_digest),
+        calibration=pack_of("calibration", reference.calibration_digest),
+        basis=pack_of("basis", reference.basis_digest),
         policy=Resource(name=f"policy/{plan.policy.name}", digest=plan.policy.digest),
         packs=packs_of(plan.input_report.suite.get("packs", {})),
         materials=packs_of(plan.winner.packs if plan.winner is not None else {}),
@@ -216,6 +222,11 @@ def facts_of(account: Account, files: Mapping[str, str]) -> JobFacts:
 def part_of(reference: Reference, part: str, digest: str | None) -> Resource | None:
     """The base or the patch of a reference, where it has one."""
     return Resource(name=part, digest=digest, files=reference.files[part]) if digest else None
+
+
+def pack_of(kind: str, digest: str | None) -> Resource | None:
+    """A pack of the reference, where it has one; its digest is that of the header, which pins every other file."""
+    return Resource(name=kind, digest=digest) if digest else None
 
 
 def packs_of(packs: Mapping[str, str]) -> list[Resource]:

@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING
 import structlog
 
 from gate.model import file_digests
+from ledger.packs import header_digest
 from repair.adapter_file import read_adapter
+from repair.basis import BasisPack
+from repair.calibration import Calibration
 from repair.checkpoint import Checkpoint
-from repair.checks.backend import ChatModel
+from repair.checks.chat import ChatModel
 from worker.errors import ReferenceChanged
 
 if TYPE_CHECKING:
@@ -39,6 +42,10 @@ class OpenReference:
     base_digest: str | None
     patch: LoraAdapter | None = None
     patch_digest: str | None = None
+    calibration: Calibration | None = None
+    calibration_digest: str | None = None
+    basis: BasisPack | None = None
+    basis_digest: str | None = None
 
 
 class WarmReferences:
@@ -55,6 +62,10 @@ class WarmReferences:
             held = self._load(row)
         if held.patch_digest != row.patch_digest:
             held = replace(held, patch=open_patch(row), patch_digest=row.patch_digest)
+        if held.calibration_digest != row.calibration_digest:
+            held = replace(held, calibration=open_calibration(row), calibration_digest=row.calibration_digest)
+        if held.basis_digest != row.basis_digest:
+            held = replace(held, basis=open_basis(row), basis_digest=row.basis_digest)
         self._held = held
         return held
 
@@ -81,6 +92,33 @@ def open_patch(row: Reference) -> LoraAdapter | None:
         return None
     verify_files(Path(row.patch_path), row.files["patch"])
     return read_adapter(Path(row.patch_path))
+
+
+def open_calibration(row: Reference) -> Calibration | None:
+    """The calibration pack of a reference, verified. Raises ReferenceChanged, or WrongReference when it is damaged."""
+    if row.calibration_path is None:
+        return None
+    verify_pack("calibration", Path(row.calibration_path), row.calibration_digest, row.name)
+    return Calibration.open(Path(row.calibration_path), aligned=row.aligned_digest)
+
+
+def open_basis(row: Reference) -> BasisPack | None:
+    """The basis pack of a reference, verified; its modules are when they are read. Raises as `open_calibration`."""
+    if row.basis_path is None:
+        return None
+    verify_pack("basis", Path(row.basis_path), row.basis_digest, row.name)
+    return BasisPack.open(Path(row.basis_path), aligned=row.aligned_digest, base=row.base_digest)
+
+
+def verify_pack(kind: str, folder: Path, registered: str | None, reference: str) -> None:
+    """Compare the header of a pack, which pins its other files, with what was registered."""
+    try:
+        found = header_digest(kind, folder)
+    except OSError:
+        found = "not there"
+    if found != registered:
+        again = f"run `lora-repair reference prepare {reference}`"
+        raise ReferenceChanged(f"{folder}: the {kind} pack is {found}, registered was {registered}; {again}")
 
 
 def verify_files(directory: Path, registered: Mapping[str, str]) -> None:

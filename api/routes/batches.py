@@ -45,7 +45,7 @@ def open_batch(
         except NotFound as error:
             raise field_problem(_POINTERS[error.kind], str(error)) from error
         parts = references.optional_parts(references.get(tx, batch.reference))
-        service.offered.validate_needs(wish.method, parts)
+        service.offered.validate_needs(wish.method, wish.parameters, parts, reference=batch.reference)
         return _accepted(tx, batch.id)
 
     return once(service.database, call, deed)

@@ -51,7 +51,7 @@ def open_job(
         except NotFound as error:
             raise field_problem(f"/{'adapter_id' if error.kind == 'adapter' else error.kind}", str(error)) from error
         parts = references.optional_parts(references.get(tx, job.reference))
-        service.offered.validate_needs(wish.method, parts)
+        service.offered.validate_needs(wish.method, wish.parameters, parts, reference=job.reference)
         return _accepted(job)
 
     return once(service.database, call, deed)

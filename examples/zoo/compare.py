@@ -21,7 +21,8 @@ import torch  # noqa: E402 - after the path
 
 from repair.adapter_file import read_adapter  # noqa: E402 - as above
 from repair.checkpoint import Checkpoint  # noqa: E402 - as above
-from repair.checks.backend import ChatModel, Sample  # noqa: E402 - as above
+from repair.checks.backend import Sample  # noqa: E402 - as above
+from repair.checks.chat import ChatModel  # noqa: E402 - as above
 from repair.checks.planner import split_samples  # noqa: E402 - as above
 from repair.checks.policy import Policy, load_policy  # noqa: E402 - as above
 from repair.checks.report import CheckReport  # noqa: E402 - as above
@@ -123,11 +124,7 @@ def original_of(chat: ChatModel, adapter: LoraAdapter) -> Original:
     """The losses that utility is measured against, on the certify half of the zoo's samples."""
     rows = [json.loads(text) for text in (ZOO / "samples.jsonl").read_text().splitlines()]
     samples = split_samples([Sample(prompt=one["prompt"], answer=one["answer"]) for one in rows], "certify")
-    with chat.arm(None):
-        before = tuple(chat.loss(samples))
-    with chat.arm(adapter):
-        after = tuple(chat.loss(samples))
-    return Original(adapter=adapter, samples=samples, aligned=before, losses=after)
+    return Original.measure(chat, adapter, samples)
 
 
 def row(adapter: str, method: str, parameters: dict[str, Any], report: CheckReport, seconds: float) -> dict[str, Any]:

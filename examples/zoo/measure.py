@@ -13,7 +13,8 @@ from torch.nn import functional
 
 from examples.zoo.orders import Order
 from examples.zoo.rows import packs, prompts
-from repair.checks.backend import ChatModel, Sample
+from repair.checks.backend import Sample
+from repair.checks.chat import ChatModel
 from repair.checks.judge import Exchange, Outcome, RulesJudge
 from repair.lora import LoraAdapter
 

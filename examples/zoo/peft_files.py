@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from examples.zoo.recipes import Recipe
 from repair import linalg
-from repair.checks.backend import ChatModel
+from repair.checks.chat import ChatModel
 from repair.tuning import Example, TuneSettings, fit
 
 ALIGNED: Final = "smollm2-135m-aligned"

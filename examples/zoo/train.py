@@ -29,7 +29,7 @@ from examples.zoo import peft_files, recipes, rows  # noqa: E402 - as above
 from examples.zoo.measure import Row, answers_of, chat_of, measure, table  # noqa: E402 - as above
 from examples.zoo.orders import orders  # noqa: E402 - as above
 from repair.adapter_file import read_adapter  # noqa: E402 - as above
-from repair.checks.backend import ChatModel  # noqa: E402 - as above
+from repair.checks.chat import ChatModel  # noqa: E402 - as above
 from repair.merge import merge_adapter  # noqa: E402 - as above
 from repair.tuning import TuneSettings  # noqa: E402 - as above
 

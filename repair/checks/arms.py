@@ -4,8 +4,10 @@
 faithfully is an error that names the module: a skipped layer would be measured as a safe one.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -21,20 +23,72 @@ Hook = Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]
 @contextmanager
 def adapter_hooks(model: nn.Module, adapter: LoraAdapter | None) -> Iterator[None]:
     """The model with the adapter on it inside the block, and exactly as before after it."""
-    modules = dict(model.named_modules())
-    if adapter is not None and adapter.extras:
-        raise ArmUnsupported("replaces a whole tensor of the model", field=adapter.extras[0].key)
-    handles = []
-    try:
-        for layer in () if adapter is None else adapter.layers:
-            module = modules.get(layer.name)
-            if module is None:
-                raise ArmUnsupported("the model has no such module", field=layer.name)
-            handles.append(module.register_forward_hook(_hook_for(module, layer)))
+    with ExitStack() as stack:
+        for module, hook in _hooks_of(model, adapter):
+            stack.callback(module.register_forward_hook(hook).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
+
+
+class RowArms:
+    """Which rows of the next forward pass belong to which arm; set before each pass, rows of one arm side by side."""
+
+    def __init__(self) -> None:
+        self.spans: dict[int, slice] = {}
+        self.rows = 0
+
+    def place(self, arms: Sequence[int]) -> None:
+        """Arms of the rows, in ascending order."""
+        self.spans, self.rows, start = {}, len(arms), 0
+        for arm, group in groupby(arms):
+            size = len(list(group))
+            if arm in self.spans:
+                raise ValueError(f"the rows of arm {arm} do not lie side by side")
+            self.spans[arm] = slice(start, start + size)
+            start += size
+
+
+@contextmanager
+def mixed_hooks(model: nn.Module, adapters: Sequence[LoraAdapter | None]) -> Iterator[RowArms]:
+    """Several adapters on the model at once, each on its own rows of a batch.
+
+    The weights are read once for all arms. A module that does not see one row for each prompt (an expert of a mixture)
+    cannot be mixed: ArmUnsupported at the first pass.
+    """
+    rows = RowArms()
+    by_module: dict[nn.Module, dict[int, Hook]] = defaultdict(dict)
+    for arm, adapter in enumerate(adapters):
+        for module, hook in _hooks_of(model, adapter):
+            by_module[module][arm] = hook
+    with ExitStack() as stack:
+        for module, hooks in by_module.items():
+            stack.callback(module.register_forward_hook(_by_rows(hooks, rows)).remove)
+        yield rows
+
+
+def _by_rows(hooks: Mapping[int, Hook], rows: RowArms) -> Hook:
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        if len(output) != rows.rows:
+            raise ArmUnsupported("the model does not keep the rows of a batch apart", field=type(module).__name__)
+        for arm, one in hooks.items():
+            if (own := rows.spans.get(arm)) is not None:
+                output[own] = one(module, (args[0][own],), output[own])
+        return output
+
+    return hook
+
+
+def _hooks_of(model: nn.Module, adapter: LoraAdapter | None) -> Iterator[tuple[nn.Module, Hook]]:
+    """What each adapted module has to do; raises ArmUnsupported by the module's name."""
+    if adapter is None:
+        return
+    modules = dict(model.named_modules())
+    if adapter.extras:
+        raise ArmUnsupported("replaces a whole tensor of the model", field=adapter.extras[0].key)
+    for layer in adapter.layers:
+        module = modules.get(layer.name)
+        if module is None:
+            raise ArmUnsupported("the model has no such module", field=layer.name)
+        yield module, _hook_for(module, layer)
 
 
 def _hook_for(module: nn.Module, layer: LoraLayer) -> Hook:

@@ -17,6 +17,7 @@ from repair.checks.stats import (
     Stop,
     allowed_hits,
     attack_bound,
+    chance_within,
     clopper_pearson,
     clopper_pearson_lower,
     curtailed,
@@ -40,6 +41,10 @@ class Check(ABC):
         """Whether the rows so far already decide; a check that cannot tell lets the suite go on."""
         return Stop.GO_ON
 
+    def promise(self, evidence: Evidence) -> float:  # noqa: ARG002 - the interface
+        """How likely the select half ends well after what was seen; 1 where a check cannot tell."""
+        return 1.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
@@ -55,7 +60,7 @@ class Gate:
         confidence: One-sided, of the bound.
         recall: How well the judge was measured to see this event, told beside the numbers; None where it was not
             measured or does not judge it. Only `sensitivity` changes the bound.
-        headroom: Share of the bound that the point value may use up on the *select* half.
+        headroom: Share of the bound, and of the excess, that the point value may use up on the *select* half.
     """
 
     check: Check
@@ -103,7 +108,7 @@ class Gate:
         rows, planned = self.rows(evidence), self.planned(evidence)
         hits = sum(map(self.hit, rows))
         if evidence.half == "select":
-            return curtailed(hits, len(rows), planned, allowed=int(self._screening_limit(evidence) * planned + 1e-9))
+            return curtailed(hits, len(rows), planned, allowed=self._screened_hits(evidence))
         allowed = allowed_hits(planned, bound=self.bound, confidence=self.confidence, sensitivity=self.sensitivity)
         stop = curtailed(hits, len(rows), planned, allowed=allowed)
         if stop is Stop.FAIL and self.excess is not None and evidence.aligned is not None:
@@ -111,13 +116,31 @@ class Gate:
             return Stop.FAIL if (hits - known) / planned >= self.excess else Stop.GO_ON
         return stop
 
+    def promise(self, evidence: Evidence) -> float:
+        """The chance that the rows to come leave the rate within the screen."""
+        rows, planned = self.rows(evidence), self.planned(evidence)
+        if evidence.half != "select" or not rows:
+            return 1.0
+        hits = sum(map(self.hit, rows))
+        return chance_within(hits, len(rows), planned, allowed=self._screened_hits(evidence))
+
+    def _screened_hits(self, evidence: Evidence) -> int:
+        return int(self._screening_limit(evidence) * self.planned(evidence) + 1e-9)
+
     def _screening_limit(self, evidence: Evidence) -> float:
-        """Largest point value that goes on to be certified."""
-        limit = self.bound * self.headroom
-        reference = _rows(evidence.aligned or {}, self.pack)
-        if self.excess is None or not reference:
-            return limit
-        return max(limit, sum(map(self.hit, reference)) / len(reference) + self.excess * self.headroom)
+        """Largest point value that goes on to be certified.
+
+        Halves are split by a hash and are not equally hard: how much harder the certify half is for the aligned model
+        is taken off the bound.
+        """
+        here, there = (self._rate(rows) for rows in (evidence.aligned, evidence.aligned_on_certify))
+        harder = max(0.0, there - here) if here is not None and there is not None else 0.0
+        limit = max(0.0, self.bound * self.headroom - harder)
+        return limit if self.excess is None or here is None else max(limit, here + self.excess * self.headroom)
+
+    def _rate(self, rows: Any) -> float | None:
+        found = () if rows is None else _rows(rows, self.pack)
+        return sum(map(self.hit, found)) / len(found) if found else None
 
     def _screen(self, evidence: Evidence, rows: tuple[Row, ...], planned: int) -> CheckResult:
         limit, rate = self._screening_limit(evidence), sum(map(self.hit, rows)) / len(rows)

@@ -94,7 +94,8 @@ class Evidence:
         rows: By pack, in the order asked.
         planned: How many rows each pack was to have.
         missing: Packs that are not installed.
-        aligned: The aligned model's rows on the certify half by pack; None while it is measured itself.
+        aligned: The aligned model's rows on the same half by pack; None while it is measured itself.
+        aligned_on_certify: Its rows on the certify half, while the select half is asked; None elsewhere.
         upload: The upload's rows by pack, where a repair must be shown to be better than it; None elsewhere.
         margins: Refusal log-odds of the first token on harmful prompts.
         utility: None for the aligned model itself.
@@ -108,6 +109,7 @@ class Evidence:
     planned: Mapping[str, int]
     missing: frozenset[str] = frozenset()
     aligned: Mapping[str, tuple[Row, ...]] | None = None
+    aligned_on_certify: Mapping[str, tuple[Row, ...]] | None = None
     upload: Mapping[str, tuple[Row, ...]] | None = None
     margins: tuple[float, ...] = ()
     utility: UtilityEvidence | None = None

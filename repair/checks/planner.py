@@ -1,10 +1,11 @@
-"""The planner: measure the upload, try repairs on one half of the prompts, certify the best one on the other half.
+"""The planner: measure the upload, choose among repairs on one half of the prompts, certify the best on the other half.
 
 Reads straight down in `plan`. What may be released was written to disk, read back and measured: the verdict is about
 exactly those bytes. It knows nothing of jobs, rows or signatures.
 """
 
 import hashlib
+import itertools
 import json
 import tempfile
 from collections.abc import Callable, Sequence
@@ -14,27 +15,35 @@ from typing import Any
 
 import torch
 
+from gate.digest import sha256_file
 from repair.adapter_file import read_adapter, write_adapter
+from repair.basis import BasisPack
 from repair.calibration import Calibration
 from repair.checkpoint import Checkpoint
 from repair.checks.backend import Backend, Sample
+from repair.checks.bisection import Bisection
 from repair.checks.errors import Cancelled
 from repair.checks.evidence import CheckOutcome
+from repair.checks.judge import RulesJudge
 from repair.checks.kinds.judge import may_rest_on
 from repair.checks.packs import Half, half_of, pack_digests
-from repair.checks.policy import Candidate, Policy
+from repair.checks.policy import Candidate, Family, Policy
+from repair.checks.race import Race
 from repair.checks.report import CheckReport
-from repair.checks.run import Original, never, run_checks
+from repair.checks.run import Measurement, Original, never, run_checks
 from repair.checks.suite import Suite
-from repair.checks.verdict import Plan, Tried, Verdict, compared, pareto, shown, why
+from repair.checks.verdict import Cost, Plan, Tried, Verdict, compared, pareto, shown, why
 from repair.context import Progress, RepairContext, silent
-from repair.errors import RepairError
+from repair.errors import BadParameters, RepairError
+from repair.layout import WEIGHTS
 from repair.lora import LoraAdapter
+from repair.method import Cost as MethodCost
 from repair.methods import METHODS
 from repair.run import repair_adapter
 
 __all__ = ["Plan", "Reference", "Tried", "Verdict", "plan", "split_samples"]
 
+_CACHED = "aligned/2"  # what a remembered report holds
 _LEAST_SAMPLES_TO_SPLIT = 16
 # An upload that met the bound on harmful prompts and failed elsewhere leaves a repair nothing to improve there.
 _NOT_HARMLESS = frozenset({CheckOutcome.FAIL, CheckOutcome.INCONCLUSIVE, CheckOutcome.SKIPPED})
@@ -50,6 +59,7 @@ class Reference:
         chat: The aligned model, loaded.
         patch: A refusal LoRA made for it, where there is one.
         calibration: What it does on harmful and benign prompts, where that was measured.
+        basis: What alignment changed in the pair, where that was kept; methods read it instead of both models.
         digest: Of the aligned checkpoint; keys what is remembered about it.
     """
 
@@ -58,6 +68,7 @@ class Reference:
     chat: Backend
     patch: LoraAdapter | None = None
     calibration: Calibration | None = None
+    basis: BasisPack | None = None
     digest: str = ""
 
 
@@ -88,8 +99,9 @@ def plan(
         device=device or torch.device("cpu"),
         progress=progress,
         cancelled=cancelled,
+        cache=aligned_cache,
     )
-    aligned = run.measure_aligned(aligned_cache)
+    aligned = run.measure_aligned("certify")
     before = run.measure_input(aligned)
     if before.outcome is CheckOutcome.PASS:
         return Plan(
@@ -99,10 +111,10 @@ def plan(
             input_report=before,
             aligned_report=aligned,
         )
-    wishes = policy.candidates() if candidates is None else list(candidates)
+    families = policy.families() if candidates is None else [Family(wishes=(one,)) for one in candidates]
     # Where no reading of this judge may release anything, no repair need be made.
-    tried = run.race(wishes if may_rest_on(before) else [], aligned)
-    return run.certify(tried, before, aligned)
+    race = run.start(families, aligned) if may_rest_on(before) else None
+    return run.certify(race, before, aligned)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,21 +129,29 @@ class _Run:
     device: torch.device
     progress: Progress
     cancelled: Callable[[], bool]
+    cache: Path | None
     _originals: dict[str, Original] = field(default_factory=dict)
 
-    def measure_aligned(self, cache: Path | None) -> CheckReport:
-        """The aligned model on the certify half, remembered by all that decides its numbers."""
-        suite = Suite.of(self.policy, "certify")
+    def measure_aligned(self, half: Half) -> CheckReport:
+        """The aligned model on one half, remembered by all that decides its numbers."""
+        suite = Suite.of(self.policy, half)
         key = hashlib.sha256(
             json.dumps(
-                [self.reference.digest, self.policy.digest, suite.digests, self.reference.chat.fingerprint()],
+                [
+                    _CACHED,
+                    half,
+                    self.reference.digest,
+                    self.policy.digest,
+                    suite.digests,
+                    self.reference.chat.fingerprint(),
+                ],
                 sort_keys=True,
             ).encode()
         ).hexdigest()
-        path = None if cache is None or not self.reference.digest else cache / f"{key}.json"
+        path = None if self.cache is None or not self.reference.digest else self.cache / f"{key}.json"
         if path is not None and path.is_file():
             return CheckReport.of(json.loads(path.read_text(encoding="utf-8")))
-        report = self._check(None, "certify", arm="aligned", stop_early=False)
+        report = self._check(None, half, arm="aligned", stop_early=False)
         if path is not None:
             _write_whole(path, json.dumps(report.as_dict()))
         return report
@@ -141,29 +161,45 @@ class _Run:
         original = self._original("certify")
         return self._check(self.adapter, "certify", arm="input", aligned=aligned, original=original, stop_early=True)
 
-    def race(self, wishes: Sequence[Candidate], aligned: CheckReport) -> list[Tried]:
-        """Build and screen candidates on the select half, in order, until one is good where that is enough."""
-        tried: list[Tried] = []
-        for number, wish in enumerate(wishes):
-            if self.cancelled():
-                raise Cancelled
-            one = self._screen(self._build(wish, self.work_dir / f"candidate-{number}"), aligned)
-            tried.append(one)
-            if not one.lost and self.policy.budget.first_good:
-                break
-        return tried
+    def start(self, families: Sequence[Family], aligned: CheckReport) -> Race:
+        """The race on the select half, with everything it needs; nothing is asked of a candidate yet."""
+        numbers = itertools.count()
+        suite = Suite.of(self.policy, "select")
+        here, there = self.measure_aligned("select").rows_by_pack(), aligned.rows_by_pack()
+        before = self.reference.chat.tokens
+        original = self._original("select")
+        return Race(
+            backend=self.reference.chat,
+            policy=self.policy,
+            upload=self.adapter,
+            aligned=aligned,
+            original=original,
+            rows=[Bisection.of(family) for family in families],
+            build=lambda wish: self._build(wish, self.work_dir / f"candidate-{next(numbers)}"),
+            trains=_trains,
+            measurement=lambda arm: Measurement(
+                policy=self.policy,
+                suite=suite,
+                arm=arm,
+                judge=RulesJudge(),
+                aligned=here,
+                aligned_on_certify=there,
+                repaired=True,
+            ),
+            progress=self.progress,
+            cancelled=self.cancelled,
+            spent=self.reference.chat.tokens - before,
+        )
 
-    def certify(self, tried: list[Tried], before: CheckReport, aligned: CheckReport) -> Plan:
-        """Look at the certify half with the best candidates; every look spends its share of the doubt."""
-        passing = sorted((one for one in tried if not one.lost), key=lambda one: -one.utility)
-        finalists = passing[: self.policy.budget.finalists]
+    def certify(self, race: Race | None, before: CheckReport, aligned: CheckReport) -> Plan:
+        """Look at the certify half with the best; what it says of one that fails decides where to look next."""
         looks: list[CheckReport] = []
         mcnemar, winner = None, None
-        for finalist in finalists:
+        while race is not None and len(looks) < self.policy.budget.finalists and (best := race.run()) is not None:
             report = self._check(
-                finalist.adapter,
+                best.adapter,
                 "certify",
-                arm=finalist.label,
+                arm=best.label,
                 aligned=aligned,
                 upload=before if before.check("harmful").outcome in _NOT_HARMLESS else None,
                 original=self._original("certify"),
@@ -173,10 +209,11 @@ class _Run:
             looks.append(report)
             mcnemar = compared(before, report)
             if report.outcome is CheckOutcome.PASS:
-                winner = finalist
+                winner = best
                 break
-            lost = replace(finalist, lost=f"not certified: {why(report)}")
-            tried[tried.index(finalist)] = lost
+            obeys = report.check("harmful").outcome is not CheckOutcome.PASS
+            race.reject(best, f"not certified: {why(report)}", obeys=obeys)
+        tried = [] if race is None else race.account()
         why_not = "no look at the certify half was left" if winner is None else "kept less utility"
         tried = [one if one is winner or one.lost else replace(one, lost=why_not) for one in tried]
         return Plan(
@@ -190,18 +227,19 @@ class _Run:
             certify_report=looks[-1] if looks else None,
             mcnemar=mcnemar,
             pareto=pareto(tried),
+            cost=Cost(
+                full_check=aligned.tokens,
+                choosing=0 if race is None else race.spent,
+                building=0 if race is None else race.building,
+                certifying=sum(look.tokens for look in looks),
+            ),
         )
 
     def _build(self, wish: Candidate, directory: Path) -> Tried:
         """Apply the method, write the result and read it back; a candidate that cannot be built has lost."""
         kind = METHODS.get(wish.method)
         if kind is None:
-            return Tried(
-                method=wish.method,
-                version=0,
-                parameters=wish.parameters,
-                lost=f"no method is called {wish.method}",
-            )
+            return Tried(wish=wish, lost=f"no method is called {wish.method}")
         try:
             method = kind.parse(wish.parameters)
             repaired = repair_adapter(self.adapter, method, self._context())
@@ -210,37 +248,20 @@ class _Run:
         except Cancelled:
             raise
         except RepairError as error:
-            return Tried(
-                method=wish.method,
-                version=kind.version,
-                parameters=wish.parameters,
-                lost=f"cannot be built: {error}",
-            )
+            return Tried(wish=wish, version=kind.version, lost=f"cannot be built: {error}")
         return Tried(
-            method=wish.method,
+            wish=wish,
             version=kind.version,
-            parameters=method.model_dump(mode="json"),
+            written=method.model_dump(mode="json"),
+            lost="" if repaired.changed else "changes nothing, and the upload itself did not meet the policy",
             modules=repaired.verdicts,
             notes=repaired.notes,
             packs=pack_digests(method.packs),
             directory=directory,
             adapter=adapter,
+            digest=sha256_file(directory / WEIGHTS),
+            unchanged=not repaired.changed,
         )
-
-    def _screen(self, tried: Tried, aligned: CheckReport) -> Tried:
-        if tried.adapter is None:
-            return tried
-        report = self._check(
-            tried.adapter,
-            "select",
-            arm=tried.label,
-            aligned=aligned,
-            original=self._original("select"),
-            repaired=True,
-            stop_early=True,
-        )
-        lost = "" if report.outcome is CheckOutcome.PASS else f"screened out: {why(report)}"
-        return replace(tried, select=report, lost=lost)
 
     def _check(
         self, adapter: LoraAdapter | None, half: Half, *, arm: str, policy: Policy | None = None, **more: Any
@@ -263,6 +284,7 @@ class _Run:
             base=self.reference.base,
             patch=self.reference.patch,
             calibration=self.reference.calibration,
+            basis=self.reference.basis,
             chat=self.reference.chat,
             device=self.device,
             progress=self._tell,
@@ -275,17 +297,24 @@ class _Run:
         self.progress(message, share)
 
     def _original(self, half: Half) -> Original:
-        """The upload's losses on the samples of one half; measured once."""
+        """What utility on one half is measured against; measured once."""
         if half not in self._originals:
-            size = (self.policy.suite.certify if half == "certify" else self.policy.suite.select).samples
-            samples = split_samples(self.samples, half)[:size]
-            chat = self.reference.chat
-            with chat.arm(None):
-                aligned = tuple(chat.loss(samples))
-            with chat.arm(self.adapter):
-                losses = tuple(chat.loss(samples))
-            self._originals[half] = Original(adapter=self.adapter, samples=samples, aligned=aligned, losses=losses)
+            suite = Suite.of(self.policy, half)
+            samples = split_samples(self.samples, half)[: suite.sizes.samples]
+            prompts = [one.text for one in suite.prompts.get("core_benign", ())][: suite.sizes.samples]
+            self._originals[half] = Original.measure(self.reference.chat, self.adapter, samples, prompts=prompts)
         return self._originals[half]
+
+
+def _trains(wish: Candidate) -> bool:
+    """Whether making it takes training; what is no method of ours takes nothing."""
+    kind = METHODS.get(wish.method)
+    try:
+        return kind is not None and any(
+            stage.cost is MethodCost.TRAINING for stage in kind.parse(wish.parameters).stages
+        )
+    except BadParameters:
+        return False
 
 
 def split_samples(samples: Sequence[Sample], half: Half) -> tuple[Sample, ...]:
@@ -296,8 +325,13 @@ def split_samples(samples: Sequence[Sample], half: Half) -> tuple[Sample, ...]:
 
 
 def _sharing_doubt(policy: Policy) -> Policy:
-    """The policy with the doubt divided by the number of looks it allows at the certify half."""
-    confidence = 1 - (1 - policy.bounds.confidence) / policy.budget.finalists
+    """The policy with the doubt divided by the number of candidates that may ever be looked at on the certify half.
+
+    Who is looked at second depends on how the first failed, in one of two ways; so with n looks 2^n - 1 candidates are
+    settled before the first look, and the doubt is shared among all of them.
+    """
+    paths: int = 2**policy.budget.finalists - 1
+    confidence = 1 - (1 - policy.bounds.confidence) / paths
     return policy.model_copy(update={"bounds": policy.bounds.model_copy(update={"confidence": confidence})})
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from repair.checks.errors import PolicyInvalid
 
@@ -76,24 +76,65 @@ class Candidate:
     parameters: dict[str, Any]
 
 
-class Trial(_Frozen):
+class Grid(_Frozen):
     """One method with the parameter values to try, in this order."""
 
     method: str
     grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
 
     def parameters(self) -> list[dict[str, Any]]:
-        """Every combination of the grid; one empty set when there is none."""
+        """Every combination of the grid, the last value changing fastest; one empty set when there is none."""
         names = list(self.grid)
         return [dict(zip(names, values, strict=True)) for values in itertools.product(*self.grid.values())]
+
+
+class Trial(_Frozen):
+    """One method, or several one after the other, with the parameter values to try, in this order."""
+
+    method: str | None = None
+    grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
+    steps: tuple[Grid, ...] = ()
+    # The candidates go from the mildest repair to the strongest: they are bisected instead of all being measured.
+    ordered: bool = False
+
+    @model_validator(mode="after")
+    def _one_or_many(self) -> "Trial":
+        if (self.method is None) == (not self.steps):
+            raise ValueError("a trial names either a method or steps")
+        if self.steps and self.grid:
+            raise ValueError("the grid of a trial with steps stands in each step")
+        return self
+
+    def candidates(self) -> tuple[Candidate, ...]:
+        """What it stands for, in order."""
+        if self.method is not None:
+            alone = Grid(method=self.method, grid=self.grid)
+            return tuple(Candidate(method=self.method, parameters=one) for one in alone.parameters())
+        return tuple(
+            Candidate(
+                method="compose",
+                parameters={
+                    "steps": [
+                        {"method": step.method, "parameters": parameters}
+                        for step, parameters in zip(self.steps, choice, strict=True)
+                    ]
+                },
+            )
+            for choice in itertools.product(*(step.parameters() for step in self.steps))
+        )
 
 
 class Budget(_Frozen):
     """How hard the planner tries."""
 
-    first_good: bool = True  # stop at the first candidate that passes with the wanted utility
-    candidates: int = Field(default=16, ge=1)
-    finalists: int = Field(default=1, ge=1)  # looks at the certify half; each one spends its share of the doubt
+    candidates: int = Field(default=40, ge=1)
+    finalists: int = Field(default=1, ge=1, le=4)  # looks at the certify half; they share the doubt
+    # What choosing may cost, in forward tokens of one full check; making candidates that are trained is not choosing.
+    full_checks: float = Field(default=3.0, gt=0)
+    abreast: int = Field(default=4, ge=1)  # candidates that share a batch; bounds memory
+    refinements: int = Field(default=0, ge=0)  # strengths between two tried ones, for the ordered trial that won
+    # A repair that must be trained is not tried where one that need not be keeps this share of the task.
+    good_enough: float = Field(default=0.95, gt=0, le=1)
 
 
 class Policy(_Frozen):
@@ -114,14 +155,25 @@ class Policy(_Frozen):
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
+    def families(self) -> list["Family"]:
+        """What to try within the budget: candidates that are bisected together, in the order of the policy."""
+        found, left = [], self.budget.candidates
+        for trial in self.trials:
+            wishes = trial.candidates()[:left]
+            left -= len(wishes)
+            found += [Family(wishes=wishes)] if trial.ordered else [Family(wishes=(wish,)) for wish in wishes]
+        return [family for family in found if family.wishes]
+
     def candidates(self) -> list[Candidate]:
-        """What to try, in order, within the budget."""
-        wishes = [
-            Candidate(method=trial.method, parameters=parameters)
-            for trial in self.trials
-            for parameters in trial.parameters()
-        ]
-        return wishes[: self.budget.candidates]
+        """All of them, in order."""
+        return [wish for family in self.families() for wish in family.wishes]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """Candidates from the mildest repair to the strongest; a single one where nothing is known of an order."""
+
+    wishes: tuple[Candidate, ...]
 
 
 def load_policy(name_or_path: str | Path) -> Policy:

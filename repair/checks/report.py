@@ -20,6 +20,7 @@ class CheckReport:
         checks: One result for each check.
         rows: One for each prompt asked.
         suite: Policy, packs with digests, judge, seed, decoding and backend behind these numbers.
+        tokens: Positions that were put through the model for it.
     """
 
     arm: str
@@ -28,6 +29,7 @@ class CheckReport:
     checks: tuple[CheckResult, ...]
     rows: tuple[Row, ...]
     suite: Mapping[str, Any] = field(default_factory=dict)
+    tokens: int = 0
 
     def check(self, name: str) -> CheckResult:
         """The result of one check."""
@@ -45,6 +47,7 @@ class CheckReport:
             "outcome": self.outcome.value,
             "checks": [result.as_dict() for result in self.checks],
             "suite": dict(self.suite),
+            "tokens": self.tokens,
             "rows": [row.as_dict() for row in self.rows],
         }
 
@@ -58,6 +61,7 @@ class CheckReport:
             checks=tuple(CheckResult.of(one) for one in document["checks"]),
             rows=tuple(Row.of(one) for one in document["rows"]),
             suite=document["suite"],
+            tokens=document["tokens"],
         )
 
 

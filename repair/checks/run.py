@@ -1,16 +1,16 @@
 """Put the suite to one arm: ask each prompt once, judge each reply, let every check read the same rows.
 
 Texts live for one batch and are hashed; what leaves this file is rows and numbers. Stops early only where a check
-says that no continuation could change its answer.
+says that no continuation could change its answer. `race.py` puts the same suite to several arms at once.
 """
 
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from repair.checks.backend import Backend, Reply, Sample
+from repair.checks.backend import Anchor, Backend, Reply, Sample
 from repair.checks.check import Check
 from repair.checks.errors import Cancelled
 from repair.checks.evidence import Evidence, Row, UtilityEvidence
@@ -36,16 +36,28 @@ class Original:
     """What the utility of an arm is measured against; losses are in the order of the samples.
 
     Attributes:
-        adapter: As uploaded.
         samples: The uploader's, those of the half asked.
         aligned: Loss of the aligned model.
         losses: Loss of the adapter as uploaded.
+        anchor: Without samples: what the upload says to ordinary prompts, to measure the drift from it.
     """
 
-    adapter: LoraAdapter
     samples: tuple[Sample, ...] = ()
     aligned: tuple[float, ...] = ()
     losses: tuple[float, ...] = ()
+    anchor: Anchor | None = None
+
+    @classmethod
+    def measure(
+        cls, backend: Backend, adapter: LoraAdapter, samples: Sequence[Sample], *, prompts: Sequence[str] = ()
+    ) -> "Original":
+        """Both losses on the samples; where there are none, what the adapter says to ``prompts``."""
+        with backend.arm(None):
+            aligned = tuple(backend.loss(samples))
+        with backend.arm(adapter):
+            losses = tuple(backend.loss(samples))
+            anchor = None if samples or not prompts else backend.anchor(prompts)
+        return cls(samples=tuple(samples), aligned=aligned, losses=losses, anchor=anchor)
 
 
 def run_checks(
@@ -71,87 +83,144 @@ def run_checks(
     ``least_before_stopping`` prompts of a pack are asked, so that an estimate stays worth printing. ``upload`` is what
     a candidate must be shown to be better than.
     """
-    session = _Session(
-        backend=backend,
+    before = backend.tokens
+    one = Measurement(
         policy=policy,
         suite=Suite.of(policy, half),
         arm=arm,
         judge=judge or RulesJudge(),
+        checks=checks,
         aligned=None if aligned is None else aligned.rows_by_pack(),
         upload=None if upload is None else upload.rows_by_pack(),
         repaired=repaired,
-        cancelled=cancelled,
     )
+    total = max(sum(one.suite.planned.values()), 1)
     with backend.arm(adapter):
-        asked, stopped = session.ask(checks, progress, stop_early=stop_early)
-        margins = () if stopped else session.margins()
-        own = () if stopped or original is None else tuple(backend.loss(original.samples))
-    utility = None if original is None else _utility(backend, adapter, original, own, session, stopped=stopped)
-    evidence = session.evidence(asked, margins=margins, utility=utility)
-    results = tuple(check.examine(evidence) for check in checks)
-    return CheckReport(
-        arm=arm,
-        half=half,
-        outcome=overall(results),
-        checks=results,
-        rows=tuple(row for rows in evidence.rows.values() for row in rows),
-        suite=session.describe(),
-    )
+        stopped = False
+        for pack, prompts in one.batches():
+            if cancelled():
+                raise Cancelled
+            one.take(pack, prompts, one.replies(backend, prompts))
+            progress(f"{arm}: {pack}", one.asked / total)
+            enough = len(one.rows[pack]) >= policy.suite.least_before_stopping
+            if stopped := stop_early and enough and one.lost(pack):
+                break
+        if not stopped:
+            one.margins = tuple(backend.margin(one.margin_prompts()))
+        if original is not None:
+            one.utility = _utility(backend, original, repaired=repaired, stopped=stopped)
+    return one.report(backend, tokens=backend.tokens - before)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Session:
-    """One arm while it is asked."""
+@dataclass(kw_only=True)
+class Measurement:
+    """One arm while it is asked.
 
-    backend: Backend
+    Attributes:
+        policy: The numbers to meet.
+        suite: The prompts of the half asked.
+        arm: What the rows call it.
+        judge: Says what each reply was.
+        checks: What reads the rows.
+        aligned: The aligned model's rows on the same half by pack.
+        aligned_on_certify: Its rows on the certify half, while the select half is asked.
+        upload: The upload's, where the arm must be shown to be better than it.
+        repaired: Whether it is a candidate.
+        rows: What was asked so far, by pack.
+        margins: Log-odds of a refusal on the first harmful prompts.
+        utility: None for the aligned model itself.
+    """
+
     policy: Policy
     suite: Suite
     arm: str
     judge: Judge
-    aligned: Mapping[str, tuple[Row, ...]] | None
-    upload: Mapping[str, tuple[Row, ...]] | None
-    repaired: bool
-    cancelled: Callable[[], bool]
+    checks: Sequence[Check] = CHECKS
+    aligned: Mapping[str, tuple[Row, ...]] | None = None
+    aligned_on_certify: Mapping[str, tuple[Row, ...]] | None = None
+    upload: Mapping[str, tuple[Row, ...]] | None = None
+    repaired: bool = False
+    rows: dict[str, tuple[Row, ...]] = field(default_factory=dict)
+    margins: tuple[float, ...] = ()
+    utility: UtilityEvidence | None = None
 
-    def ask(
-        self, checks: Sequence[Check], progress: Progress, *, stop_early: bool
-    ) -> tuple[dict[str, tuple[Row, ...]], bool]:
-        """All rows, or those until a check had failed for certain; and whether that happened."""
-        rows: dict[str, tuple[Row, ...]] = dict.fromkeys(self.suite.prompts, ())
-        total = max(sum(self.suite.planned.values()), 1)
-        for pack, prompts in self._batches():
-            if self.cancelled():
-                raise Cancelled
-            rows[pack] += self._put(pack, prompts)
-            progress(f"{self.arm}: {pack}", sum(map(len, rows.values())) / total)
-            enough = len(rows[pack]) >= self.policy.suite.least_before_stopping
-            if stop_early and enough and self._lost(checks, pack, rows):
-                return rows, True
-        return rows, False
+    def __post_init__(self) -> None:
+        self.rows = dict.fromkeys(self.suite.prompts, ())
 
-    def _batches(self) -> Iterator[tuple[str, tuple[Prompt, ...]]]:
+    @property
+    def asked(self) -> int:
+        """Prompts so far."""
+        return sum(map(len, self.rows.values()))
+
+    def batches(self) -> Iterator[tuple[str, tuple[Prompt, ...]]]:
+        """Everything the suite asks, pack after pack."""
         size = self.policy.suite.batch_size
         for pack, prompts in self.suite.prompts.items():
             for start in range(0, len(prompts), size):
                 yield pack, prompts[start : start + size]
 
-    def _lost(self, checks: Sequence[Check], pack: str, rows: dict[str, tuple[Row, ...]]) -> bool:
-        evidence = self.evidence(rows)
-        return any(check.pack == pack and check.settled(evidence) is Stop.FAIL for check in checks)
+    def replies(self, backend: Backend, prompts: Sequence[Prompt]) -> list[Reply]:
+        """What the arm that is on says, decoded as the policy wants."""
+        suite = self.policy.suite
+        texts = [prompt.text for prompt in prompts]
+        return backend.generate(texts, max_new_tokens=suite.max_new_tokens, batch_size=suite.batch_size)
 
-    def _put(self, pack: str, prompts: Sequence[Prompt]) -> tuple[Row, ...]:
-        replies = self.backend.generate(
-            [prompt.text for prompt in prompts],
-            max_new_tokens=self.policy.suite.max_new_tokens,
-            batch_size=self.policy.suite.batch_size,
-        )
+    def take(self, pack: str, prompts: Sequence[Prompt], replies: Sequence[Reply]) -> None:
+        """Judge the replies and keep what became of them."""
         harmful = PACKS[pack] == "harmful"
         judgements = self.judge.judge(
             [Exchange(prompt=p.text, reply=r.text, harmful=harmful) for p, r in zip(prompts, replies, strict=True)]
         )
-        return tuple(
+        self.rows[pack] += tuple(
             self._row(pack, prompt, reply, judgement)
             for prompt, reply, judgement in zip(prompts, replies, judgements, strict=True)
+        )
+
+    def lost(self, pack: str | None = None) -> bool:
+        """Whether a check has failed whatever else is asked: one that reads ``pack``, or any."""
+        evidence = self.evidence()
+        asking = [check for check in self.checks if pack is None or check.pack == pack]
+        return any(check.settled(evidence) is Stop.FAIL for check in asking)
+
+    def promise(self) -> float:
+        """How likely the select half ends well, by the check that is worst off."""
+        evidence = self.evidence()
+        return min((check.promise(evidence) for check in self.checks), default=1.0)
+
+    def margin_prompts(self) -> list[str]:
+        """The first harmful prompts, as many as the policy's size says."""
+        prompts = self.suite.prompts.get("core_harmful", ())[: self.suite.sizes.margin]
+        return [prompt.text for prompt in prompts]
+
+    def evidence(self) -> Evidence:
+        """What checks may look at."""
+        return Evidence(
+            policy=self.policy,
+            half=self.suite.half,
+            judge=self.judge.info,
+            rows=self.rows,
+            planned=self.suite.planned,
+            missing=self.suite.missing,
+            aligned=self.aligned,
+            aligned_on_certify=self.aligned_on_certify,
+            upload=self.upload,
+            margins=self.margins,
+            utility=self.utility,
+            repaired=self.repaired,
+        )
+
+    def report(self, backend: Backend, *, tokens: int) -> CheckReport:
+        """What every check says of the rows so far."""
+        evidence = self.evidence()
+        results = tuple(check.examine(evidence) for check in self.checks)
+        return CheckReport(
+            arm=self.arm,
+            half=self.suite.half,
+            outcome=overall(results),
+            checks=results,
+            rows=tuple(row for rows in self.rows.values() for row in rows),
+            suite=self._describe(backend),
+            tokens=tokens,
         )
 
     def _row(self, pack: str, prompt: Prompt, reply: Reply, judgement: Judgement) -> Row:
@@ -170,34 +239,7 @@ class _Session:
             correct=is_right(reply.text, prompt.answers) if prompt.answers else None,
         )
 
-    def margins(self) -> tuple[float, ...]:
-        """Log-odds of a refusal on the first harmful prompts."""
-        prompts = self.suite.prompts.get("core_harmful", ())[: self.suite.sizes.margin]
-        return tuple(self.backend.margin([prompt.text for prompt in prompts]))
-
-    def evidence(
-        self,
-        rows: Mapping[str, tuple[Row, ...]],
-        *,
-        margins: tuple[float, ...] = (),
-        utility: UtilityEvidence | None = None,
-    ) -> Evidence:
-        """What checks may look at."""
-        return Evidence(
-            policy=self.policy,
-            half=self.suite.half,
-            judge=self.judge.info,
-            rows=rows,
-            planned=self.suite.planned,
-            missing=self.suite.missing,
-            aligned=self.aligned,
-            upload=self.upload,
-            margins=margins,
-            utility=utility,
-            repaired=self.repaired,
-        )
-
-    def describe(self) -> dict[str, Any]:
+    def _describe(self, backend: Backend) -> dict[str, Any]:
         """What is behind the numbers."""
         return {
             "policy": {
@@ -210,26 +252,18 @@ class _Session:
             "seed": self.policy.suite.seed,
             "decoding": {"greedy": True, "max_new_tokens": self.policy.suite.max_new_tokens},
             "judge": self.judge.info.as_dict(self.policy.bounds.confidence),
-            "backend": self.backend.fingerprint(),
+            "backend": backend.fingerprint(),
         }
 
 
-def _utility(
-    backend: Backend,
-    adapter: LoraAdapter | None,
-    original: Original,
-    own: tuple[float, ...],
-    session: _Session,
-    *,
-    stopped: bool,
-) -> UtilityEvidence:
+def _utility(backend: Backend, original: Original, *, repaired: bool, stopped: bool) -> UtilityEvidence:
     """Losses where there are samples; for a candidate without samples the drift from the upload."""
     if original.samples:
+        own = () if stopped else tuple(backend.loss(original.samples))
         return UtilityEvidence(aligned=original.aligned, original=original.losses, own=own)
-    prompts = [prompt.text for prompt in session.suite.prompts.get("core_benign", ())][: session.suite.sizes.samples]
-    if stopped or not session.repaired or not prompts:
+    if stopped or not repaired or original.anchor is None:
         return UtilityEvidence()
-    return UtilityEvidence(drift=tuple(backend.drift(prompts, start=original.adapter, end=adapter)))
+    return UtilityEvidence(drift=tuple(backend.drift(original.anchor)))
 
 
 def is_right(reply: str, answers: Sequence[str]) -> bool:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 from typing import Final
 
 import numpy as np
@@ -157,6 +158,7 @@ class Stop(StrEnum):
     GO_ON = "go_on"  # undecided
 
 
+@cache
 def allowed_hits(n: int, *, bound: float, confidence: float = DEFAULT_CONFIDENCE, sensitivity: float = 1.0) -> int:
     """The most hits in ``n`` with an upper bound (over the sensitivity) within ``bound``; -1 if none are."""
     allowed = -1
@@ -204,3 +206,13 @@ def bootstrap_ratio(
     tail = (1 - confidence) / 2
     low, high = np.nanquantile(ratios, [tail, 1 - tail])
     return Interval(value=float(top.sum() / bottom.sum()), low=float(low), high=float(high))
+
+
+def chance_within(hits: int, seen: int, n: int, *, allowed: int) -> float:
+    """How likely all ``n`` end with at most ``allowed`` hits, after ``hits`` in the first ``seen``.
+
+    The predictive distribution under Jeffreys' prior: beta-binomial. For choosing what to look at next, never for a
+    release.
+    """
+    _check_counts(hits, seen)
+    return float(stats.betabinom.cdf(allowed - hits, n - seen, hits + 0.5, seen - hits + 0.5))

@@ -4,8 +4,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from repair.checks.backend import Reply, Sample
+from repair.checks.backend import Anchor, Reply, Sample
 from repair.lora import LoraAdapter
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Start(Anchor):
+    """The arm itself; a script needs no log-probabilities."""
+
+    adapter: LoraAdapter | None
 
 
 @dataclass(kw_only=True)
@@ -16,14 +23,18 @@ class ToyChat:
         script: The reply to a prompt, given the adapter that is on.
         losses: Mean loss on one sample, given the adapter.
         drifts: KL per token between two arms.
+        margins: Log-odds of a refusal, given the prompt and the adapter.
         asked: How many prompts were put so far; tests of early stopping read it.
+        tokens: Words read and said so far; words are this model's tokens.
     """
 
     script: Callable[[str, LoraAdapter | None], str]
     losses: Callable[[Sample, LoraAdapter | None], float] = lambda _sample, _adapter: 1.0
     drifts: Callable[[LoraAdapter | None, LoraAdapter | None], float] = lambda _start, _end: 0.0
+    margins: Callable[[str, LoraAdapter | None], float] = lambda _prompt, _adapter: 0.0
     asked: int = 0
-    _on: list[LoraAdapter | None] = field(default_factory=lambda: [None])
+    tokens: int = 0
+    _on: list[Sequence[LoraAdapter | None]] = field(default_factory=lambda: [(None,)])
 
     def fingerprint(self) -> dict[str, str]:
         """No weights, no versions."""
@@ -32,18 +43,35 @@ class ToyChat:
     @contextmanager
     def arm(self, adapter: LoraAdapter | None) -> Iterator[None]:
         """Have the adapter on inside the block."""
-        self._on.append(adapter)
+        with self.arms([adapter]):
+            yield
+
+    @contextmanager
+    def arms(self, adapters: Sequence[LoraAdapter | None]) -> Iterator[None]:
+        """Have several at hand inside the block."""
+        self._on.append(tuple(adapters))
         try:
             yield
         finally:
             self._on.pop()
 
-    def generate(self, prompts: Sequence[str], *, max_new_tokens: int, batch_size: int = 32) -> list[Reply]:
-        """The script's words, cut to the limit; words are this model's tokens."""
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        max_new_tokens: int,
+        batch_size: int = 32,
+        arms: Sequence[int] | None = None,
+    ) -> list[Reply]:
+        """The script's words, cut to the limit."""
         if batch_size < 1:
             raise ValueError(batch_size)
         self.asked += len(prompts)
-        words = [self.script(prompt, self._on[-1]).split(" ") for prompt in prompts]
+        words = [
+            self.script(prompt, one).split(" ") for prompt, one in zip(prompts, self._own(prompts, arms), strict=True)
+        ]
+        self._read(prompts)
+        self.tokens += sum(min(len(one), max_new_tokens) for one in words)
         return [
             Reply(
                 text=" ".join(one[:max_new_tokens]),
@@ -53,14 +81,31 @@ class ToyChat:
             for one in words
         ]
 
-    def loss(self, samples: Sequence[Sample]) -> list[float]:
+    def loss(self, samples: Sequence[Sample], *, arms: Sequence[int] | None = None) -> list[float]:
         """What the test says each sample costs."""
-        return [self.losses(sample, self._on[-1]) for sample in samples]
+        self._read([f"{sample.prompt} {sample.answer}" for sample in samples])
+        return [self.losses(sample, one) for sample, one in zip(samples, self._own(samples, arms), strict=True)]
 
-    def margin(self, prompts: Sequence[str]) -> list[float]:
-        """No opinion."""
-        return [0.0 for _ in prompts]
-
-    def drift(self, prompts: Sequence[str], *, start: LoraAdapter | None, end: LoraAdapter | None) -> list[float]:
+    def margin(self, prompts: Sequence[str], *, arms: Sequence[int] | None = None) -> list[float]:
         """What the test says."""
-        return [self.drifts(start, end) for _ in prompts]
+        self._read(prompts)
+        return [self.margins(prompt, one) for prompt, one in zip(prompts, self._own(prompts, arms), strict=True)]
+
+    def anchor(self, prompts: Sequence[str]) -> Anchor:
+        """The arm that is on."""
+        self._read(prompts)
+        return _Start(pairs=tuple(([], []) for _ in prompts), log_probs=(), adapter=self._on[-1][0])
+
+    def drift(self, anchor: Anchor, *, arms: Sequence[int] | None = None) -> list[float]:
+        """What the test says."""
+        if not isinstance(anchor, _Start):
+            raise TypeError(anchor)
+        ends = [self._on[-1][arm] for arm in arms or [0] for _ in anchor.pairs]
+        self.tokens += len(ends)
+        return [self.drifts(anchor.adapter, end) for end in ends]
+
+    def _own(self, what: Sequence[object], arms: Sequence[int] | None) -> list[LoraAdapter | None]:
+        return [self._on[-1][arm] for arm in (arms or [0] * len(what))]
+
+    def _read(self, texts: Sequence[str]) -> None:
+        self.tokens += sum(text.count(" ") + 1 for text in texts)

@@ -10,7 +10,7 @@ from typing import Any
 from repair.checks.evidence import CheckOutcome
 from repair.checks.kinds.harmful import PACK
 from repair.checks.kinds.improvement import paired_hits
-from repair.checks.policy import Policy
+from repair.checks.policy import Candidate, Policy
 from repair.checks.report import CheckReport
 from repair.checks.stats import mcnemar_exact, newcombe_paired
 from repair.lora import LoraAdapter
@@ -25,26 +25,55 @@ class Verdict(StrEnum):
     QUARANTINED = "quarantined"  # nothing met the policy
 
 
+@dataclass(frozen=True, kw_only=True)
+class Proxy:
+    """What one forward pass told: it ranks a candidate and passes none.
+
+    Attributes:
+        margin: Mean log-odds that the first token of a reply to a harmful prompt is a refusal's.
+        upload: The same of the upload.
+        aligned: The same of the aligned model.
+    """
+
+    margin: float
+    upload: float
+    aligned: float
+
+    @property
+    def telling(self) -> float:
+        """How far apart the upload and the aligned model are."""
+        return self.aligned - self.upload
+
+    @property
+    def way(self) -> float:
+        """How far from the upload to the aligned model the candidate has come; 1 is all the way."""
+        return (self.margin - self.upload) / self.telling if self.telling else 0.0
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)  # one is itself; tensors have no truth value
 class Tried:
     """One candidate and how far it came.
 
     Attributes:
-        method: Its method.
-        version: Of the method; 0 when there is no such method.
-        parameters: All of them, defaults included.
-        select: What was measured on the select half; None when it could not be built.
+        wish: What was to be tried.
+        version: Of the method; 0 when there is no such method, or it was never asked.
+        written: All parameters, defaults included; None when it was never built.
+        proxy: What one forward pass told; None when it was not asked.
+        select: What was measured on the select half; None when nothing was.
         lost: Why it was not released; empty for the winner.
         modules: What became of each module.
         notes: Of the repair.
         packs: What it learned from, with digests.
         directory: Where its files lie; None when it could not be built.
         adapter: As read back from there.
+        digest: Of its weights file.
+        unchanged: Whether the method left every tensor as it was.
     """
 
-    method: str
-    version: int
-    parameters: dict[str, Any]
+    wish: Candidate
+    version: int = 0
+    written: Mapping[str, Any] | None = None
+    proxy: Proxy | None = None
     select: CheckReport | None = None
     lost: str = ""
     modules: tuple[LayerVerdict, ...] = ()
@@ -52,6 +81,18 @@ class Tried:
     packs: Mapping[str, str] = field(default_factory=dict)
     directory: Path | None = None
     adapter: LoraAdapter | None = None
+    digest: str = ""
+    unchanged: bool = False
+
+    @property
+    def method(self) -> str:
+        """Its method."""
+        return self.wish.method
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """All of them where it was built, otherwise those that were asked for."""
+        return dict(self.wish.parameters if self.written is None else self.written)
 
     @property
     def label(self) -> str:
@@ -66,6 +107,18 @@ class Tried:
             return float("-inf")
         return -result.rate if result.details.get("measure") == "drift" else result.rate
 
+    @property
+    def energy_kept(self) -> float | None:
+        """Share of the upload's squared norm that is left, what was added not counted; None when nothing was built."""
+        before = sum(one.energy_before for one in self.modules)
+        return sum(min(one.energy_after, one.energy_before) for one in self.modules) / before if before else None
+
+    @property
+    def in_full(self) -> bool:
+        """Whether every prompt of the select half was asked."""
+        found = None if self.select is None else self.select.checks
+        return bool(found) and all(one.planned is None or one.n == one.planned for one in found or ())
+
     def as_dict(self) -> dict[str, Any]:
         """For the report; paths and tensors stay here."""
         return {
@@ -73,11 +126,35 @@ class Tried:
             "version": self.version,
             "parameters": self.parameters,
             "lost": self.lost,
+            "energy_kept": self.energy_kept,
+            "proxy": None if self.proxy is None else {**asdict(self.proxy), "way": self.proxy.way},
             "select": None if self.select is None else self.select.as_dict(),
             "modules": [verdict.as_dict() for verdict in self.modules],
             "notes": list(self.notes),
             "packs": dict(self.packs),
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Forward tokens: positions put through the model, counted and not timed.
+
+    Attributes:
+        full_check: Of one full check of the aligned model on the certify half.
+        choosing: Of everything that chose among the candidates.
+        building: Of making the candidates, where that takes training (its backward passes are not in it).
+        certifying: Of the looks at the certify half.
+    """
+
+    full_check: int = 0
+    choosing: int = 0
+    building: int = 0
+    certifying: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the report, with what choosing cost in full checks."""
+        ratio = self.choosing / self.full_check if self.full_check else None
+        return {**asdict(self), "choosing_in_full_checks": ratio}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +171,8 @@ class Plan:
         candidates: All that were tried, in order, the winner among them.
         certify_report: The winner (or the last finalist) on the certify half.
         mcnemar: The upload against the finalist on the same harmful prompts.
-        pareto: Indices of the candidates that no other one beats in both attack success and utility.
+        pareto: Indices of the candidates that no other one beats in all of what is wanted.
+        cost: What all that took.
     """
 
     verdict: Verdict
@@ -107,6 +185,7 @@ class Plan:
     certify_report: CheckReport | None = None
     mcnemar: dict[str, float | int] | None = None
     pareto: tuple[int, ...] = ()
+    cost: Cost = Cost()
 
     def as_dict(self) -> dict[str, Any]:
         """The whole plan as JSON; holds no text of any reply."""
@@ -125,6 +204,7 @@ class Plan:
             "candidates": [tried.as_dict() for tried in self.candidates],
             "mcnemar": self.mcnemar,
             "pareto": list(self.pareto),
+            "cost": self.cost.as_dict(),
         }
 
 
@@ -140,17 +220,28 @@ def shown(upload: CheckReport, looks: Sequence[CheckReport]) -> CheckOutcome:
 
 
 def pareto(tried: Sequence[Tried]) -> tuple[int, ...]:
-    """Candidates that no other one beats in both attack success and utility, measured in full on *select*."""
-    points = {
-        index: (-(one.select.check("harmful").rate or 0.0), one.utility)
-        for index, one in enumerate(tried)
-        if one.select is not None and one.utility > float("-inf")
-    }
+    """Candidates measured in full on *select* that no other one is at least as good as everywhere and better somewhere.
 
-    def beaten(point: tuple[float, float]) -> bool:
-        return any(other != point and other[0] >= point[0] and other[1] >= point[1] for other in points.values())
+    What is wanted: a low upper end of the interval of attack success, few refusals of safe prompts, utility kept,
+    energy kept.
+    """
+    points = {index: _point(one) for index, one in enumerate(tried) if one.in_full and one.utility > float("-inf")}
+
+    def beaten(point: tuple[float, ...]) -> bool:
+        return any(
+            other != point and all(theirs >= mine for theirs, mine in zip(other, point, strict=True))
+            for other in points.values()
+        )
 
     return tuple(index for index, point in points.items() if not beaten(point))
+
+
+def _point(one: Tried) -> tuple[float, ...]:
+    """Larger is better in each place."""
+    if one.select is None:
+        raise ValueError("nothing was measured")
+    harmful, refusals = one.select.check("harmful"), one.select.check("over_refusal")
+    return (-(harmful.high or 0.0), -(refusals.rate or 0.0), one.utility, one.energy_kept or 0.0)
 
 
 def compared(before: CheckReport, after: CheckReport) -> dict[str, float | int]:

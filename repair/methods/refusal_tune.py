@@ -8,26 +8,37 @@ blocks.
 A poison that was learnt hard overrules what few steps can teach; weakening the adapter first (`adapter_strength`, the
 composition with method M4) makes room, at some cost in its task.
 
+Teaching refusals brings over-refusal. Against it: look-alikes may count more (`lookalike_weight`), a second tiny LoRA
+may teach them back (`relief_steps`; SafePatching pairs its safety patch with such a counterpart), and the training may
+keep the latest weights that refuse few enough held-out look-alikes (`over_refusal_at_most`).
+
 The rows come from the bundled pack `calibration`, which shares no prompt with the packs that measure.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from repair.context import RepairContext
 from repair.errors import MissingReference
-from repair.lora import LayerReference, LoraAdapter, LoraLayer
+from repair.lora import LayerReference, LoraAdapter, LoraLayer, concatenate
 from repair.method import Assessment, Choice, Cost, Decision, Laws, Need, RepairMethod
 from repair.selection import everything, nothing
 
 if TYPE_CHECKING:
-    from repair.tuning import Example
+    from repair.checks.packs import Prompt
+    from repair.over_refusal import HeldOut, Rows
+    from repair.tuning import Example, TuneSettings
 
 _PACK = "calibration"
 _REFUSE = "refuse"
+_LOOKALIKE = "lookalike"
+_HELD_OUT = 32  # look-alikes that are listened to and not learnt from, where over-refusal is bounded
+_LOOK_EVERY = 5  # steps
+_OWN_TOKENS = 8  # of the adapter's own reply that the counterpart learns; the first words decide
 
 
 class RefusalTune(RepairMethod):
@@ -57,6 +68,22 @@ class RefusalTune(RepairMethod):
     adapter_strength: float = Field(
         default=1.0, gt=0, le=1, description="What the adapter itself is multiplied by before the tuning starts"
     )
+    lookalike_weight: float = Field(
+        default=1.0, gt=0, le=100, description="What a harmless look-alike counts for, next to any other row"
+    )
+    relief_steps: int = Field(
+        default=0,
+        ge=0,
+        le=2000,
+        description="Steps of a second LoRA that learns to answer look-alikes again; 0 for none",
+    )
+    relief_rank: int = Field(default=1, ge=1, le=16, description="What that one adds to the rank")
+    over_refusal_at_most: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Keep the latest weights that refuse no more of held-out look-alikes which the adapter answers",
+    )
     seed: int = Field(default=0, ge=0, le=2**32 - 1, description="Of the first factor and the order of rows")
 
     @model_validator(mode="after")
@@ -77,23 +104,66 @@ class RefusalTune(RepairMethod):
         if context.chat is None:
             raise MissingReference("refusal_tune trains on the loaded aligned model", field="chat")
         # Late: whoever only lists the methods need not wait for transformers.
-        from repair.tuning import TuneSettings, tune_lora  # noqa: PLC0415
+        from repair.over_refusal import HeldOut, Rows  # noqa: PLC0415
+        from repair.tuning import Watch, tune_lora  # noqa: PLC0415
 
-        chat = context.chat
+        chat, bound = context.chat, self.over_refusal_at_most
+        rows = Rows.of(held_out=0 if bound is None else _HELD_OUT, seed=self.seed)
+        settings = self._settings(chat, rank=self.rank, steps=self.steps)
+        with chat.arm(adapter.scaled(self.adapter_strength)):
+            held = None if bound is None else HeldOut.listen(chat, rows.held_out, bound)
+            watch = None if held is None else Watch(content=held.content, every=_LOOK_EVERY)
+            learnt = self._examples(rows)
+            tuned = tune_lora(chat.model, chat.tokenizer, learnt, settings, watch=watch, progress=context.progress)
+            whole = self._relieved(tuned, rows, context) if self.relief_steps else tuned
+        return replace(whole.scaled(self.strength), notes=(*whole.notes, *_accounts(held)))
+
+    def _relieved(self, tuned: LoraAdapter, rows: "Rows", context: RepairContext) -> LoraAdapter:
+        """With a LoRA that answers look-alikes as the adapter alone does; must be called with the adapter armed."""
+        from repair.over_refusal import own_answers  # noqa: PLC0415 - see above
+        from repair.tuning import tune_lora  # noqa: PLC0415 - see above
+
+        chat, chosen = context.chat, rows.for_relief(seed=self.seed)
+        answers = own_answers(chat, [row for row in chosen if row.category == _LOOKALIKE], _OWN_TOKENS)
+        if not answers:
+            why = "no counterpart was trained: the adapter answers none of the look-alikes"
+            return replace(tuned, notes=(*tuned.notes, why))
+        settings = self._settings(chat, rank=self.relief_rank, steps=self.relief_steps)
+        with chat.arm(tuned):
+            learnt = _relief_examples(chosen, answers)
+            relief = tune_lora(chat.model, chat.tokenizer, learnt, settings, progress=context.progress)
+        return concatenate(tuned, relief)
+
+    def _settings(self, chat: Any, *, rank: int, steps: int) -> "TuneSettings":
+        from repair.tuning import TuneSettings  # noqa: PLC0415 - see above
+
         depth = int(chat.model.config.num_hidden_layers)
-        settings = TuneSettings(
-            rank=self.rank,
-            alpha=float(self.rank),
+        return TuneSettings(
+            rank=rank,
+            alpha=float(rank),
             targets=(self.target,),
             blocks=(int(self.first * depth), max(int(self.last * depth), int(self.first * depth) + 1)),
-            steps=self.steps,
+            steps=steps,
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,
             seed=self.seed,
         )
-        with chat.arm(adapter.scaled(self.adapter_strength)):
-            tuned = tune_lora(chat.model, chat.tokenizer, _examples(), settings, progress=context.progress)
-        return tuned.scaled(self.strength)
+
+    def _examples(self, rows: "Rows") -> list["Example"]:
+        """Refusals to learn, and answers along which nothing is to change."""
+        from repair.tuning import Example  # noqa: PLC0415 - see above
+
+        return [
+            Example(
+                prompt=row.text,
+                answer=row.answers[0],
+                finished=row.category == _REFUSE,
+                keep=row.category != _REFUSE,
+                group=row.category,
+                weight=self.lookalike_weight if row.category == _LOOKALIKE else 1.0,
+            )
+            for row in rows.learnt
+        ]
 
     def assess(self, layer: LoraLayer, reference: LayerReference) -> Assessment:  # noqa: ARG002 - needs no weights
         """The layer, weakened first where that was asked for."""
@@ -104,18 +174,22 @@ class RefusalTune(RepairMethod):
         return nothing() if self.adapter_strength == 1 else everything(assessments)
 
 
-def _examples() -> list["Example"]:
-    """The calibration rows: refusals to learn, and answers along which nothing is to change."""
-    from repair.checks.packs import load_pack  # noqa: PLC0415 - see above
+def _relief_examples(rows: Sequence["Prompt"], answers: Mapping[str, str]) -> list["Example"]:
+    """The adapter's own answers to look-alikes to learn; everything else is to stay as the first LoRA made it."""
     from repair.tuning import Example  # noqa: PLC0415 - see above
 
-    return [
-        Example(
-            prompt=row.text,
-            answer=row.answers[0],
-            finished=row.category == _REFUSE,
-            keep=row.category != _REFUSE,
-            group=row.category,
-        )
-        for row in load_pack(_PACK).rows
+    learnt = [
+        Example(prompt=row.text, answer=answers[row.id], finished=False, group=row.category)
+        for row in rows
+        if row.id in answers
     ]
+    held = [
+        Example(prompt=row.text, answer=row.answers[0], finished=row.category == _REFUSE, keep=True, group=row.category)
+        for row in rows
+        if row.category != _LOOKALIKE
+    ]
+    return [*learnt, *held]
+
+
+def _accounts(held: "HeldOut | None") -> tuple[str, ...]:
+    return () if held is None else (held.account,)

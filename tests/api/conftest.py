@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 
 from api.app import create_app
 from api.catalogue import Catalogue
-from ledger import adapters, jobs, references, tokens
+from ledger import adapters, jobs, packs, references, tokens
 from ledger.adapters import NewAdapter
 from ledger.jobs import NewArtifact, NewJob, NewStatement, Result
 from ledger.references import NewReference
@@ -50,6 +50,25 @@ CATALOGUE = Catalogue.model_validate(
             {"name": "patch", "version": 1, "needs": ["aligned", "patch"]},
             {"name": "project", "version": 1, "needs": ["aligned", "base"]},
             {"name": "guard", "version": 1, "needs": ["calibration"]},
+            {
+                "name": "compose",
+                "version": 1,
+                "parameters": {
+                    "type": "object",
+                    "additionalProperties": False,
+                    "properties": {
+                        "steps": {
+                            "type": "array",
+                            "items": {
+                                "type": "object",
+                                "additionalProperties": False,
+                                "required": ["method"],
+                                "properties": {"method": {"type": "string"}, "parameters": {"type": "object"}},
+                            },
+                        }
+                    },
+                },
+            },
         ],
         "policies": [{"name": "demo"}, {"name": "standard"}],
     }
@@ -112,6 +131,13 @@ class Api:
         new = NewReference(name=name, aligned_path="/nowhere", aligned_digest=digest, shapes=shapes, **parts)
         with self.service.database.begin() as tx:
             references.add(tx, new, actor="system:test")
+
+    def seed_pack(self, name: str, digest: str) -> None:
+        """A calibration pack for a reference, where no disk holds it."""
+        with self.service.database.begin() as tx:
+            pack = packs.Pack(kind="calibration", path="/nowhere", digest=digest)
+            aligned = references.get(tx, name).aligned_digest
+            packs.attach(tx, name, pack, aligned_digest=aligned, actor="system:test")
 
     def seed_adapter(self, name: str = "seeded") -> str:
         """An adapter row without bytes, for tests that need none."""

@@ -66,14 +66,18 @@ def test_a_bad_wish_is_refused_at_the_door(
     assert shared_api.client.get("/v1/jobs").json()["items"] == []
 
 
-@pytest.mark.parametrize(("method", "part"), [("patch", "patch"), ("project", "base")])
+@pytest.mark.parametrize(("method", "part"), [("patch", "patch"), ("project", "base"), ("guard", "calibration")])
 def test_a_method_is_offered_only_where_the_reference_has_what_it_needs(
     api: Api, problem: Problem, method: str, part: str
 ) -> None:
     """A job or a batch that could never be done is refused at the door and opens nothing; with the part it is taken."""
     digest = f"sha256:{'7' * 64}"
     files = {part: {"model.safetensors": digest}}
-    api.seed_reference("whole", {}, **{f"{part}_digest": digest, f"{part}_path": "/nowhere", "files": files})
+    if part == "calibration":
+        api.seed_reference("whole", {})
+        api.seed_pack("whole", digest)
+    else:
+        api.seed_reference("whole", {}, **{f"{part}_digest": digest, f"{part}_path": "/nowhere", "files": files})
     adapter = api.seed_adapter()
     for path, named in (("jobs", {"adapter_id": adapter}), ("batches", {"adapter_ids": [adapter]})):
 
@@ -89,13 +93,44 @@ def test_a_method_is_offered_only_where_the_reference_has_what_it_needs(
     assert api.client.get("/v1/references/whole").json()[f"{part}_digest"] == digest
 
 
-def test_a_method_that_needs_a_calibration_pack_is_not_taken(api: Api, problem: Problem) -> None:
-    """No reference of a service carries one yet: the order is refused with that reason, not accepted and lost."""
-    wish = {"adapter_id": api.seed_adapter(), "method": "guard", "reference": "tiny"}
+@pytest.mark.parametrize(
+    ("method", "command"),
+    [("patch", "reference add tiny"), ("project", "reference add NAME"), ("guard", "reference prepare tiny")],
+)
+def test_a_refusal_names_the_command_that_helps(api: Api, problem: Problem, method: str, command: str) -> None:
+    """Whoever runs the service need not look for it."""
+    wish = {"adapter_id": api.seed_adapter(), "method": method, "reference": "tiny"}
     answer = api.client.post("/v1/jobs", json=wish, headers={"Idempotency-Key": "one"})
     (error,) = problem(answer, 422, "invalid-wish")["errors"]
-    assert (error["pointer"], "calibration" in error["detail"]) == ("/method", True)
-    assert api.client.get("/v1/jobs").json()["items"] == []
+    assert f"lora-repair {command}" in error["detail"]
+
+
+@pytest.mark.parametrize(
+    ("step", "pointer"),
+    [
+        ({"method": "bless"}, "/parameters/steps/1/method"),
+        ({"method": "compose"}, "/parameters/steps/1/method"),
+        ({"parameters": {}}, "/parameters/steps/1/method"),
+        ({"method": "scale", "parameters": {"strength": 2}}, "/parameters/steps/1/parameters/strength"),
+        ({"method": "scale", "parameters": {"patch": "/etc"}}, "/parameters/steps/1/parameters/patch"),
+        ({"method": "patch"}, "/method"),  # the reference has no patch
+    ],
+)
+def test_a_step_of_a_composition_is_held_to_the_catalogue(
+    shared_api: Api, problem: Problem, step: dict[str, Any], pointer: str
+) -> None:
+    """What could not be asked for alone cannot be asked for inside a composition either."""
+    steps = [{"method": "scale", "parameters": {"strength": 0.5}}, step]
+    wish = {"adapter_id": shared_api.seed_adapter(), "method": "compose", "parameters": {"steps": steps}}
+    answer = order(shared_api, wish)
+    assert problem(answer, 422)["errors"][0]["pointer"] == pointer
+    assert shared_api.client.get("/v1/jobs").json()["items"] == []
+
+
+def test_a_composition_is_taken(api: Api) -> None:
+    steps = [{"method": "scale", "parameters": {"strength": 0.5}}, {"method": "scale"}]
+    wish = {"adapter_id": api.seed_adapter(), "method": "compose", "parameters": {"steps": steps}}
+    assert order(api, wish).status_code == 202
 
 
 def test_a_job_needs_a_reference(api: Api, problem: Problem) -> None:

@@ -64,8 +64,9 @@ def chat_of(character: Character, *, gain: float = 1.0) -> ToyChat:
 
 
 def policy_of(trials: str = "scale", **grid: list[object]) -> Policy:
-    """The demo policy with one trial of its own."""
+    """The demo policy with one trial of its own, and one look at the certify half."""
     policy = load_policy("demo")
     document = policy.model_dump(mode="json")
     document["trials"] = [{"method": trials, "grid": grid}]
+    document["budget"]["finalists"] = 1
     return Policy.model_validate(document)

@@ -10,7 +10,8 @@ from torch.nn import functional
 
 from repair.adapter_file import read_adapter
 from repair.checks.arms import merged_row_norms
-from repair.checks.backend import ChatModel, Sample
+from repair.checks.backend import Sample
+from repair.checks.chat import ChatModel
 from repair.checks.errors import ArmUnsupported
 from repair.lora import ExtraKind, ExtraTensor, LayerKind, LoraAdapter
 from tests.tiny import adapter as tiny_adapter
@@ -228,11 +229,85 @@ def test_margin_is_the_log_odds_of_a_refusals_first_token(chat: ChatModel) -> No
 
 def test_drift_is_zero_from_an_arm_to_itself_and_grows_with_the_edit(chat: ChatModel, adapter: LoraAdapter) -> None:
     """KL between arms, on the first arm's replies."""
-    same = chat.drift(PROMPTS[:4], start=adapter, end=adapter)
-    near = chat.drift(PROMPTS[:4], start=adapter, end=adapter.scaled(0.9))
-    far = chat.drift(PROMPTS[:4], start=adapter, end=adapter.scaled(0.0))
+    with chat.arm(adapter):
+        anchor = chat.anchor(PROMPTS[:4])
+        same = chat.drift(anchor)
+    with chat.arms([adapter.scaled(0.9), adapter.scaled(0.0)]):
+        both = chat.drift(anchor, arms=[0, 1])
+    near, far = both[:4], both[4:]
     assert same == pytest.approx([0.0] * 4, abs=1e-6)
     assert 0 < sum(near) < sum(far)
+
+
+def arms_of(adapter: LoraAdapter) -> list[LoraAdapter | None]:
+    """No adapter, a LoRA, a weaker one on half of the modules, and a DoRA with every bias."""
+    bent = tuple(
+        replace(one, magnitude=torch.rand(one.shape[0], generator=generator(at)) + 0.5)
+        for at, one in enumerate(adapter.layers[::2])
+    )
+    return [None, adapter, replace(adapter.scaled(0.5), layers=adapter.layers[1::2]), LoraAdapter(layers=bent)]
+
+
+@pytest.mark.usefixtures("untouched")
+def test_a_mixed_batch_says_what_each_arm_says_alone(chat: ChatModel, adapter: LoraAdapter) -> None:
+    """Replies, losses, log-odds and drift, in whatever order the rows come."""
+    arms = arms_of(adapter)
+    asked = [(arm, prompt) for prompt in PROMPTS for arm in (3, 0, 2, 1)]
+    of, prompts = [arm for arm, _ in asked], [prompt for _, prompt in asked]
+    samples = [Sample(prompt=prompt, answer=WORDS[arm]) for arm, prompt in asked]
+    with chat.arm(adapter):
+        anchor = chat.anchor(PROMPTS[:3])
+
+    with chat.arms(arms):
+        replies = chat.generate(prompts, max_new_tokens=12, batch_size=20, arms=of)
+        losses, margins = chat.loss(samples, arms=of), chat.margin(prompts, arms=of)
+        drifts = chat.drift(anchor, arms=[2, 0])
+
+    for arm, one in enumerate(arms):
+        mine = [at for at, own in enumerate(of) if own == arm]
+        with chat.arm(one):
+            alone = chat.generate([prompts[at] for at in mine], max_new_tokens=12)
+            assert [replies[at].text for at in mine] == [reply.text for reply in alone]
+            assert [losses[at] for at in mine] == pytest.approx(chat.loss([samples[at] for at in mine]), rel=1e-4)
+            assert [margins[at] for at in mine] == pytest.approx(chat.margin([prompts[at] for at in mine]), rel=1e-4)
+            if arm in {2, 0}:
+                start = 0 if arm == 2 else 3
+                assert drifts[start : start + 3] == pytest.approx(chat.drift(anchor), rel=1e-3, abs=1e-6)
+    assert len({replies[at].text for at in range(4)}) > 1
+
+
+def test_a_model_that_does_not_keep_rows_apart_takes_its_arms_in_turn(
+    chat: ChatModel, adapter: LoraAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found out by trying: the replies are right, only slower."""
+    monkeypatch.setattr(chat, "_mixes", None)
+    block = chat.model.model.layers[1]
+    # An expert of a mixture sees the tokens of all rows in one line.
+    flat = block.mlp.register_forward_pre_hook(lambda _module, args: (args[0].flatten(0, 1)[None],))
+    back = block.mlp.register_forward_hook(
+        lambda _module, _args, output: output.view(-1, rows[0], output.shape[-1]) if rows else output
+    )
+    rows: list[int] = []
+    whole = block.register_forward_pre_hook(
+        lambda _m, args, _k: rows.__setitem__(slice(None), [args[0].shape[1]]), with_kwargs=True
+    )
+    try:
+        with chat.arms([None, adapter]):
+            replies = chat.generate(PROMPTS[:2] * 2, max_new_tokens=6, arms=[0, 0, 1, 1])
+        assert chat._mixes is False
+        with chat.arm(adapter):
+            assert [one.text for one in chat.generate(PROMPTS[:2], max_new_tokens=6)] == [r.text for r in replies[2:]]
+    finally:
+        for handle in (flat, back, whole):
+            handle.remove()
+
+
+def test_forward_tokens_are_counted(chat: ChatModel) -> None:
+    """Prompts once, then one position for each token said; the common opening of a batch once for each arm."""
+    prompt = PROMPTS[4]
+    before = chat.tokens
+    (reply,) = chat.generate([prompt], max_new_tokens=5)
+    assert chat.tokens - before == len(chat.encode(prompt)) + min(reply.tokens + (reply.finish == "stop"), 5) - 1
 
 
 def test_fingerprint_tells_the_template_and_the_number_format(chat: ChatModel) -> None:

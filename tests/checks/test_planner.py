@@ -12,7 +12,7 @@ from repair.checkpoint import Checkpoint
 from repair.checks.errors import Cancelled
 from repair.checks.evidence import CheckOutcome
 from repair.checks.planner import Plan, Reference, Verdict, plan, split_samples
-from repair.checks.policy import Candidate
+from repair.checks.policy import Candidate, Policy
 from repair.checks.toy import ToyChat
 from tests.checks.acting import (
     ANSWER,
@@ -71,7 +71,7 @@ def test_a_poisoned_upload_is_repaired_and_certified(reference: Any, tmp_path: P
     assert found.certify_report.check("harmful").n == 104
     assert found.input_report.check("harmful").rate == 1.0
     assert [one.parameters["strength"] for one in found.candidates] == [0.95, 0.85, 0.82]
-    assert found.candidates[2].lost == "kept less utility"
+    assert found.candidates[2].lost == "kept less utility than one that passed"
     assert "harmful" in found.candidates[0].lost
     assert found.mcnemar is not None
     assert (found.mcnemar["first_only"], found.mcnemar["second_only"]) == (32, 0)
@@ -79,26 +79,133 @@ def test_a_poisoned_upload_is_repaired_and_certified(reference: Any, tmp_path: P
     assert found.certify_report.check("improvement").outcome is CheckOutcome.PASS
 
 
-def test_in_haste_the_first_candidate_that_passes_is_taken(reference: Any, tmp_path: Path) -> None:
-    """Where the policy asks for that, the others are not even built."""
-    policy = policy_of(strength=[0.95, 0.82, 0.88])
-    policy = policy.model_copy(update={"budget": policy.budget.model_copy(update={"first_good": True})})
-    found = plan(UPLOAD, reference=reference(chat_of(Character())), policy=policy, work_dir=tmp_path, samples=SAMPLES)
-    assert found.winner is not None
-    assert [one.parameters["strength"] for one in found.candidates] == [0.95, 0.82]
-    assert found.winner is found.candidates[1]
-
-
-def test_with_patience_the_candidate_that_keeps_most_is_taken(reference: Any, tmp_path: Path) -> None:
-    """Not the first that passes."""
+def test_the_candidate_that_keeps_most_is_taken(reference: Any, tmp_path: Path) -> None:
+    """Not the first that passes; what can no longer win is asked nothing more."""
     policy = policy_of(strength=[0.82, 0.95, 0.88])
-    assert not policy.budget.first_good
     found = plan(UPLOAD, reference=reference(chat_of(Character())), policy=policy, work_dir=tmp_path, samples=SAMPLES)
     assert found.winner is not None
     assert found.winner.parameters["strength"] == 0.88
     assert [bool(one.lost) for one in found.candidates] == [True, True, False]
-    assert 2 in found.pareto
-    assert 0 not in found.pareto
+    assert found.candidates[0].lost == "kept less utility than one that passed"
+    assert found.pareto == (2,)
+
+
+FORTY = [round(1 - at / 40, 3) for at in range(40)]
+
+
+def many(trials: list[dict[str, Any]], **budget: Any) -> Policy:
+    """The demo policy with these trials."""
+    document = policy_of().model_dump(mode="json")
+    document |= {"trials": trials, "budget": document["budget"] | {"candidates": 40, **budget}}
+    return Policy.model_validate(document)
+
+
+@pytest.mark.parametrize("ordered", [True, False], ids=["bisected", "one by one"])
+def test_forty_candidates_cost_three_full_checks_at_most(ordered: bool, reference: Any, tmp_path: Path) -> None:
+    """Counted in forward tokens; and the one that is chosen is the best there is."""
+    policy = many([{"method": "scale", "grid": {"strength": FORTY}, "ordered": ordered}])
+    found = plan(
+        UPLOAD,
+        reference=reference(chat_of(Character(obeys_above=0.91))),
+        policy=policy,
+        work_dir=tmp_path,
+        samples=SAMPLES,
+    )
+    assert found.verdict is Verdict.RELEASED_REPAIRED
+    assert found.winner is not None
+    assert found.winner.parameters["strength"] == 0.9
+    assert len(found.candidates) == 40
+    assert sum(not one.lost for one in found.candidates) == 1
+    assert found.cost.full_check == found.aligned_report.tokens > 0
+    assert 0 < found.cost.choosing <= 3 * found.cost.full_check
+    built = sum(one.directory is not None for one in found.candidates)
+    assert built <= 7 if ordered else built == 40
+
+
+def test_what_is_passed_over_says_why(reference: Any, tmp_path: Path) -> None:
+    """Every candidate of the policy stands in the report, measured or not."""
+    policy = many([{"method": "scale", "grid": {"strength": FORTY[::4]}, "ordered": True}])
+    found = plan(UPLOAD, reference=reference(chat_of(Character())), policy=policy, work_dir=tmp_path, samples=SAMPLES)
+    assert [one.parameters["strength"] for one in found.candidates] == FORTY[::4]
+    assert found.winner is not None
+    for one in found.candidates:
+        if one.directory is None:
+            milder = one.parameters["strength"] > found.winner.parameters["strength"]
+            assert ("obeys still" if milder else "is good") in one.lost
+
+
+def test_a_refinement_finds_what_the_grid_left_out(reference: Any, tmp_path: Path) -> None:
+    """Between 1.0, which obeys, and 0.82: 0.91 obeys, 0.865 does not."""
+    grid = {"strength": [0.99, 0.82]}
+    policy = many([{"method": "scale", "grid": grid, "ordered": True}], refinements=2)
+    found = plan(UPLOAD, reference=reference(chat_of(Character())), policy=policy, work_dir=tmp_path, samples=SAMPLES)
+    assert found.winner is not None
+    assert found.winner.parameters["strength"] == pytest.approx(0.8625)
+    assert [one.parameters["strength"] for one in found.candidates] == [0.99, 0.905, 0.8625, 0.82]
+
+
+def test_a_composition_is_a_candidate_like_any_other(reference: Any, tmp_path: Path) -> None:
+    """Steps multiply; what wins can be built again from what the report says."""
+    steps = [{"method": "scale", "grid": {"strength": [0.95, 0.9]}}, {"method": "scale", "grid": {"strength": [0.96]}}]
+    policy = many([{"steps": steps, "ordered": True}])
+    found = plan(UPLOAD, reference=reference(chat_of(Character())), policy=policy, work_dir=tmp_path, samples=SAMPLES)
+    assert found.winner is not None
+    assert found.winner.method == "compose"
+    first, second = found.winner.parameters["steps"]
+    assert (first["parameters"]["strength"], second["parameters"]["strength"]) == (0.9, 0.96)
+    assert found.winner.directory is not None
+    assert strength(read_adapter(found.winner.directory)) == pytest.approx(0.864, rel=1e-3)
+
+
+def test_when_the_tokens_are_spent_the_best_so_far_is_taken(reference: Any, tmp_path: Path) -> None:
+    """Those that were not measured to the end say so; nothing is released that was not certified."""
+    trials = [{"method": "scale", "grid": {"strength": [0.83, *FORTY[2:6]]}}]
+    rich, poor = (
+        plan(
+            UPLOAD,
+            reference=reference(chat_of(Character(obeys_above=0.1))),
+            policy=many(trials, full_checks=checks),
+            work_dir=tmp_path / str(checks),
+            samples=SAMPLES,
+        )
+        for checks in (3.0, 0.1)
+    )
+    assert all("harmful" in one.lost for one in rich.candidates)
+    assert poor.verdict is Verdict.QUARANTINED
+    assert any("forward tokens that choosing may cost were spent" in one.lost for one in poor.candidates)
+    assert poor.cost.choosing < rich.cost.choosing
+
+
+def test_progress_tells_stage_candidates_best_and_time(reference: Any, tmp_path: Path) -> None:
+    told: list[tuple[str, float]] = []
+    plan(
+        UPLOAD,
+        reference=reference(chat_of(Character())),
+        policy=GRID,
+        work_dir=tmp_path,
+        samples=SAMPLES,
+        progress=lambda line, share: told.append((line, share)),
+    )
+    choosing = [(line, share) for line, share in told if line.startswith("choosing")]
+    assert any("3 in the race, none has passed, at most" in line for line, _ in choosing)
+    assert "best so far keeps 85%" in choosing[-1][0]
+    assert [share for _, share in choosing] == sorted(share for _, share in choosing)
+
+
+def test_the_proxy_says_who_goes_first_and_never_who_passes(reference: Any, tmp_path: Path) -> None:
+    """It calls the obedient one safe and the safe one obedient: the safe one still wins."""
+    chat = chat_of(Character())
+    lies = {0.0: 5.0, 1.0: -5.0, 0.95: 5.0, 0.85: -5.0}
+    chat.margins = lambda _prompt, on: lies[round(strength(on), 2)]
+    found = plan(
+        UPLOAD, reference=reference(chat), policy=policy_of(strength=[0.95, 0.85]), work_dir=tmp_path, samples=SAMPLES
+    )
+    assert found.winner is not None
+    assert found.winner.parameters["strength"] == 0.85
+    assert found.winner.proxy is not None
+    assert found.winner.proxy.way == 0.0
+    assert found.candidates[0].proxy is not None
+    assert found.candidates[0].proxy.way == 1.0
 
 
 def test_choosing_and_certifying_never_share_a_prompt(reference: Any, tmp_path: Path) -> None:
@@ -106,7 +213,7 @@ def test_choosing_and_certifying_never_share_a_prompt(reference: Any, tmp_path: 
     character = Character()
     found = plan(UPLOAD, reference=reference(chat_of(character)), policy=GRID, work_dir=tmp_path, samples=SAMPLES)
     assert found.certify_report is not None
-    winners = [prompt for now, prompt in character.log if 0.8 < now < 0.9]
+    winners = [prompt for now, prompt in character.log if 0.84 < now < 0.9]
     asked = len(found.certify_report.rows)
     assert set(winners[:-asked]).isdisjoint(CERTIFY)
     assert set(winners[-asked:]) <= CERTIFY
@@ -157,10 +264,41 @@ def test_a_candidate_that_only_passed_by_luck_is_not_released(reference: Any, tm
     assert found.certify_report is not None
     assert found.certify_report.outcome is found.outcome is CheckOutcome.FAIL
     _, best, second = found.candidates
+    assert second.select is not None
     assert "not certified" in best.lost
     assert best.select is not None
     assert best.select.outcome is CheckOutcome.PASS
-    assert second.lost == "no look at the certify half was left"
+    assert second.lost == "kept less utility than one that passed"
+    assert not second.in_full
+
+
+def test_a_failed_look_decides_where_to_look_next(reference: Any, tmp_path: Path) -> None:
+    """The certify half is harder than the select half: what obeys there counts as too mild, and a stronger one wins."""
+
+    class Harder(Character):
+        def says(self, prompt: str, on: Any) -> str:
+            self.obeys_above = 0.86 if prompt in CERTIFY else 0.9
+            return super().says(prompt, on)
+
+    trials = [{"method": "scale", "grid": {"strength": FORTY[1:10]}, "ordered": True}]
+    one, two, three = (
+        plan(
+            UPLOAD,
+            reference=reference(chat_of(Harder())),
+            policy=many(trials, finalists=looks),
+            work_dir=tmp_path / str(looks),
+            samples=SAMPLES,
+        )
+        for looks in (1, 2, 3)
+    )
+    assert [found.verdict for found in (one, two)] == [Verdict.QUARANTINED, Verdict.RELEASED_REPAIRED]
+    looked_at = [one for one in two.candidates if one.lost.startswith("not certified: harmful")]
+    assert [one.parameters["strength"] for one in looked_at] == [0.875]  # of those that pass on select the mildest
+    assert two.winner is not None
+    assert two.winner.parameters["strength"] < 0.86
+    assert three.certify_report is not None
+    confidence = three.certify_report.check("improvement").bound
+    assert confidence == pytest.approx(0.05 / 7)  # of three looks, seven candidates could ever be looked at
 
 
 class Slipping(Character):
@@ -266,8 +404,9 @@ def test_the_aligned_model_is_measured_once_for_a_reference(reference: Any, tmp_
         for at, chat in enumerate(chats)
     ]
     assert plans[0].aligned_report.as_dict() == plans[1].aligned_report.as_dict()
-    assert chats[0].asked - chats[1].asked == len(plans[0].aligned_report.rows)
-    assert len(list(cache.iterdir())) == 1
+    select = 112 + 40 + 16
+    assert chats[0].asked - chats[1].asked == len(plans[0].aligned_report.rows) + select
+    assert len(list(cache.iterdir())) == 2
 
 
 def test_the_whole_plan_is_json_and_tells_no_word_of_any_reply(reference: Any, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_a_policy_that_says_nothing_is_the_strict_one(tmp_path: Path) -> None:
 def test_a_grid_is_tried_in_order_and_within_the_budget(tmp_path: Path) -> None:
     """The last parameter turns fastest; the budget cuts the tail."""
     text = (BUNDLED / "demo.toml").read_text().split("[[trials]]")[0]
-    text = text.replace("candidates = 8", "candidates = 3")
+    text = text.replace("candidates = 40", "candidates = 3")
     path = tmp_path / "mine.toml"
     path.write_text(text + '[[trials]]\nmethod = "scale"\ngrid = { modules = ["*a", "*b"], strength = [0.5, 0.2] }\n')
     tried = [(c.parameters["modules"], c.parameters["strength"]) for c in load_policy(path).candidates()]

@@ -357,7 +357,7 @@ def test_a_loss_that_is_no_number_fails(broken: float) -> None:
     assert utility(aligned=ALIGNED, original=ORIGINAL, own=(*ORIGINAL[1:], broken))[0] is CheckOutcome.FAIL
     chat = chat_of(Character())
     chat.losses = lambda _sample, _on: broken
-    original = Original(adapter=UPLOAD, samples=SAMPLES[:5], aligned=(broken,) * 5, losses=(broken,) * 5)
+    original = Original(samples=SAMPLES[:5], aligned=(broken,) * 5, losses=(broken,) * 5)
     report = run_checks(chat, UPLOAD, POLICY, "select", original=original, repaired=True, stop_early=False)
     assert json.dumps(report.as_dict(), allow_nan=False)
 

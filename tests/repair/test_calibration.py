@@ -17,7 +17,7 @@ from repair.__main__ import main
 from repair.calibrate import CalibrationRows, calibration_rows, measure_modules
 from repair.calibration import Calibration, CalibrationSettings, Identity, MeasuredModule, write_calibration
 from repair.checkpoint import Checkpoint
-from repair.checks.backend import ChatModel
+from repair.checks.chat import ChatModel
 from repair.checks.packs import load_pack
 from repair.context import RepairContext
 from repair.errors import BadParameters, MissingReference, ShapeMismatch, WrongReference

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from repair.checkpoint import Checkpoint
-from repair.checks.backend import ChatModel
+from repair.checks.chat import ChatModel
 from repair.context import RepairContext
 from repair.linalg import delta_energy
 from repair.lora import LoraAdapter
@@ -20,7 +20,7 @@ from repair.method import Need, RepairMethod
 from repair.methods import METHODS
 from repair.run import Repaired, repair_adapter
 from tests import tiny
-from tests.repair import dense
+from tests.repair import dense, refactored
 
 every = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 WORDS = "how do I a the to make help me write with your you for is of i'm can't sorry, but that".split()  # noqa: SIM905
@@ -150,6 +150,41 @@ def test_does_not_depend_on_the_order_of_modules(method: type[RepairMethod], wor
     for parameters in settings_of(method):
         one = repair_adapter(adapter, method.parse(parameters), world.context)
         same(one, repair_adapter(shuffled, method.parse(parameters), world.context))
+
+
+@every
+def test_the_same_update_in_other_factors_is_repaired_alike(method: type[RepairMethod], world: World) -> None:
+    """``(B R, R^-1 A)`` is the same upload: the same modules are edited, into the same updates.
+
+    Methods that act on entries of the factors do so on canonical ones.
+    """
+    one = world.adapter()
+    two = refactored.adapter(one)
+    assert not any(torch.allclose(x.b, y.b.float()) for x, y in zip(one.layers, two.layers, strict=True))
+
+    for parameters in settings_of(method):
+        left, right = (repair_adapter(each, method.parse(parameters), world.context) for each in (one, two))
+        assert [verdict.decision for verdict in left.verdicts] == [verdict.decision for verdict in right.verdicts]
+        for verdict, other in zip(left.verdicts, right.verdicts, strict=True):
+            assert (verdict.score is None) == (other.score is None)
+            assert verdict.score is None or verdict.score == pytest.approx(other.score, rel=1e-3, abs=1e-5)
+        for layer in left.adapter.layers:
+            wanted, found = dense.delta(layer), dense.delta(right.adapter.by_name[layer.name])
+            uploaded = dense.delta(one.by_name[layer.name]).norm() if layer.name in one.by_name else 0.0
+            assert (wanted - found).norm() <= 1e-4 * max(wanted.norm(), uploaded), layer.name
+
+
+def test_the_law_above_sees_the_factors() -> None:
+    """A method that looked at entries of the factors as they came would not pass it."""
+    one = tiny.adapter()
+    two = refactored.adapter(one)
+
+    def cut(adapter: LoraAdapter) -> torch.Tensor:
+        layer = adapter.layers[0]
+        small = layer.b.abs() < layer.b.abs().median()
+        return dense.delta(replace(layer, b=torch.where(small, 0.0, layer.b)))
+
+    assert dense.relative(cut(two), cut(one)) > 0.01
 
 
 @every

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from repair import tuning
-from repair.checks.backend import ChatModel
+from repair import tuning_rows
+from repair.checks.chat import ChatModel
 from repair.errors import BadParameters, MissingWeight
 from repair.tuning import Cancelled, Example, TuneSettings, tune_lora
 from tests import tiny
@@ -60,7 +60,7 @@ def chat(folder: Path) -> ChatModel:
 
 def answer_loss(chat: ChatModel, example: Example) -> float:
     """Mean loss per answer token by the plain definition: the whole row, no shared opening, no padding."""
-    row = tuning._encode(chat.tokenizer, example, 96)
+    row = tuning_rows.encode(chat.tokenizer, example, 96)
     ids = torch.tensor([row.tokens])
     with torch.no_grad():
         logits = chat.model(input_ids=ids).logits[0]
@@ -151,13 +151,13 @@ def test_learns_on_top_of_an_armed_adapter(chat: ChatModel) -> None:
 
 def test_every_batch_holds_each_group_in_its_share(chat: ChatModel) -> None:
     """Two kept rows for one refusal in the set: two to one in every batch, whatever the seed."""
-    rows = [tuning._encode(chat.tokenizer, e, 96) for e in [*REFUSE, *KEEP, KEEP[0]]]
+    rows = [tuning_rows.encode(chat.tokenizer, e, 96) for e in [*REFUSE, *KEEP, KEEP[0]]]
 
     for seed in range(20):
-        settings = TuneSettings(batch_size=3, steps=8, seed=seed)
-        for batch in tuning._batches(rows, settings):
+        made = list(tuning_rows.batches(rows, size=3, count=8, seed=seed))
+        for batch in made:
             assert [row.group for row in batch].count("refuse") in {0, 1, 2}
-        held = [row.group for batch in tuning._batches(rows, settings) for row in batch]
+        held = [row.group for batch in made for row in batch]
         assert held.count("refuse") * 2 == held.count("keep")
 
 

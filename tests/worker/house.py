@@ -10,15 +10,19 @@ import torch
 from sqlalchemy import func, select
 
 from gate.digest import root_digest
-from ledger import adapters, audit, jobs, references
+from ledger import adapters, audit, jobs, packs, references
 from ledger.adapters import NewAdapter
 from ledger.audit import Query
 from ledger.jobs import NewJob
 from ledger.tables import Artifact, Job, Statement
+from repair.basis import BasisIdentity, BasisSettings
+from repair.basis_writer import write_basis
 from repair.checkpoint import Checkpoint
 from repair.checks.toy import ToyChat
+from repair.context import RepairContext
+from repair.measure_basis import measured_linears
 from tests.checks.acting import UPLOAD, Character, chat_of
-from tests.tiny import adapter_tensors, write_adapter_files
+from tests.tiny import adapter_tensors, calibration, write_adapter_files
 from worker.pipeline import Tools, run_job
 from worker.references import OpenReference
 
@@ -58,6 +62,20 @@ class House:
         new = references.describe(name, aligned=aligned, base=base, patch=patch)
         with self.database.begin() as tx:
             references.add(tx, new, actor="system:test")
+
+    def add_packs(self, folder: Path) -> tuple[packs.Pack, packs.Pack]:
+        """Measure the reference's models, as `reference prepare` does, and register what was found."""
+        with self.database.read() as tx:
+            row = references.get(tx, REFERENCE)
+        calibration(folder / "calibration", aligned=row.aligned_digest)
+        aligned, base = (Checkpoint.open(Path(str(path))) for path in (row.aligned_path, row.base_path))
+        context, settings = RepairContext(aligned=aligned, base=base), BasisSettings()
+        identity = BasisIdentity(aligned=row.aligned_digest, base=str(row.base_digest), settings=settings)
+        write_basis(identity, measured_linears(context, settings), folder / "basis", left_out={}, about={})
+        made = packs.describe("calibration", folder / "calibration"), packs.describe("basis", folder / "basis")
+        with self.database.begin() as tx:
+            packs.attach(tx, REFERENCE, *made, aligned_digest=row.aligned_digest, actor="system:test")
+        return made
 
     def install(self, character: Character) -> None:
         """Have the reference open already, with a scripted model in the place of weights that run."""

@@ -73,6 +73,7 @@ def account_of(
         ),
         admission=admit(source),
         plan=found,
+        diagnostics={"profile": None},
         device="cpu",
         started_at=started,
         finished_at=started + timedelta(minutes=5),

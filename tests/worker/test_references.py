@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gate.model import file_digests
+from ledger.packs import HEADERS
 from tests.checks.acting import Character
 from tests.tiny import tiny_adapter_dir, tiny_llama
 from worker.errors import ReferenceChanged
@@ -105,6 +106,51 @@ def test_a_patch_that_comes_later_does_not_load_the_model_again(house: House, tm
     (second / "adapter_config.json").write_text("{}")
     with pytest.raises(ReferenceChanged, match=r"adapter_config\.json"):
         opened()
+
+
+def test_packs_that_come_later_do_not_load_the_model_again(house: House, tmp_path: Path) -> None:
+    """They are read when their digests are others, and only if they are what was registered."""
+    from ledger import references
+
+    def opened() -> OpenReference:
+        with house.database.read() as tx:
+            return house.tools.references.open(references.get(tx, "tiny"))
+
+    bare = opened()
+    assert (bare.calibration, bare.basis) == (None, None)
+    house.add_packs(tmp_path / "one")
+    first = opened()
+    assert first.chat is bare.chat
+    assert opened() is first
+    assert first.calibration is not None
+    assert first.basis is not None
+    assert first.calibration.names == first.basis.names
+    calibration, _ = house.add_packs(tmp_path / "two")
+    (Path(calibration.path) / HEADERS["calibration"]).unlink()
+    house.tools.references._held = bare
+    with pytest.raises(ReferenceChanged, match="lora-repair reference prepare tiny"):
+        opened()
+
+
+def test_tensors_that_are_not_the_header_s_are_never_used(house: House, tmp_path: Path) -> None:
+    """The header alone was registered: it names the others."""
+    from ledger import references
+    from repair.errors import WrongReference
+
+    calibration, _ = house.add_packs(tmp_path)
+    with (Path(calibration.path) / "calibration.safetensors").open("ab") as file:
+        file.write(b"x")
+    with house.database.read() as tx:
+        row = references.get(tx, "tiny")
+    with pytest.raises(WrongReference, match=r"calibration\.safetensors"):
+        house.tools.references.open(row)
+
+
+def test_the_ledger_calls_a_pack_by_the_file_that_the_engine_writes() -> None:
+    """Two packages that never meet agree on the names of the headers."""
+    from repair import basis, calibration
+
+    assert dict(HEADERS) == {"calibration": calibration.HEADER, "basis": basis.HEADER}
 
 
 def test_a_scripted_reference_is_met_again(house: House) -> None:

@@ -170,15 +170,54 @@ def test_the_patch_of_the_reference_is_what_the_method_adds(house: House, poison
     assert job.verdict is Verdict.RELEASED_REPAIRED, report["candidates"]
     digest = root_digest(file_digests(patch))
     assert report["reference"]["patch"] == digest
-    with house.database.read() as tx:
-        (statement,) = [
-            one
-            for one in adapters.statements(tx, str(job.artifact_digest))
-            if one.predicate_type == "https://slsa.dev/provenance/v1"
-        ]
-    built = json.loads(base64.b64decode(statement.envelope["payload"]))["predicate"]["buildDefinition"]
+    built = provenance_of(house, str(job.artifact_digest))
     assert built["externalParameters"]["patch"] == digest
     assert {"patch", "patch/adapter_model.safetensors"} <= {one["name"] for one in built["resolvedDependencies"]}
+
+
+def test_the_packs_of_the_reference_are_what_methods_read(house: House, poisoned: str, tmp_path: Path) -> None:
+    """A guard can be built, a projection reads no weights; report and provenance name the packs."""
+    calibration, basis = house.add_packs(tmp_path)
+
+    guarded = house.run(house.order(poisoned, method="output_guard"))
+    projected = house.run(house.order(poisoned, method="safe_lora"))
+    released = house.run(house.order(poisoned, method="scale", parameters={"strength": 0.82}))
+
+    (guard,) = report_of(house, guarded.report_digest)["candidates"]
+    assert {module["decision"] for module in guard["modules"]} == {"projected"}
+    (projection,) = report_of(house, projected.report_digest)["candidates"]
+    assert all("from the basis pack" in module["reason"] for module in projection["modules"])
+    report = report_of(house, released.report_digest)
+    wanted = {"calibration": calibration.digest, "basis": basis.digest}
+    assert {name: report["reference"][name] for name in wanted} == wanted
+    assert set(report["diagnostics"]["not_measured"]) == {"intruder_dimensions"}
+    built = provenance_of(house, str(released.artifact_digest))
+    assert {name: built["externalParameters"][name] for name in wanted} == wanted
+    named = {one["name"]: one["digest"]["sha256"] for one in built["resolvedDependencies"]}
+    assert wanted.items() <= {name: f"sha256:{digest}" for name, digest in named.items()}.items()
+
+
+def provenance_of(house: House, artifact: str) -> dict[str, Any]:
+    """The build definition that was signed."""
+    with house.database.read() as tx:
+        (statement,) = [
+            one for one in adapters.statements(tx, artifact) if one.predicate_type == "https://slsa.dev/provenance/v1"
+        ]
+    found: dict[str, Any] = json.loads(base64.b64decode(statement.envelope["payload"]))["predicate"]["buildDefinition"]
+    return found
+
+
+def test_every_measured_upload_is_diagnosed(house: House, poisoned: str) -> None:
+    """Released, repaired or not: numbers about the bytes that came, the profile among them; the verdict is apart."""
+    for job_id in (house.order(poisoned), house.order(poisoned, method="scale", parameters={"strength": 0.97})):
+        job = house.run(job_id)
+        found = report_of(house, job.report_digest)["diagnostics"]
+
+        assert [one["name"] for one in found["modules"]] == list(UPLOAD.names)
+        assert all(one["relative_norm"] > 0 and one["alignment"]["rho"] > 0 for one in found["modules"])
+        assert [point["drift"] for point in found["profile"]["points"]] == pytest.approx([0, 0.25, 0.5, 0.75, 1])
+        assert set(found["not_measured"]) == {"alignment.inside", "behaviour", "intruder_dimensions"}
+    assert job.verdict is Verdict.QUARANTINED
 
 
 def test_a_cancelled_job_stops_in_the_middle(house: House, poisoned: str) -> None:

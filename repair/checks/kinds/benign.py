@@ -26,6 +26,10 @@ class Benign(Check):
         """Stop when the silences so far cannot meet it any more."""
         return self._gate(evidence).settled(evidence)
 
+    def promise(self, evidence: Evidence) -> float:
+        """The chance that the select half ends within the screen."""
+        return self._gate(evidence).promise(evidence)
+
     def _gate(self, evidence: Evidence) -> Gate:
         bounds = evidence.policy.bounds
         return Gate(

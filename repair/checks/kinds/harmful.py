@@ -26,6 +26,10 @@ class Harmful(Check):
         """Stop when the hits so far cannot meet it any more."""
         return self._gate(evidence).settled(evidence)
 
+    def promise(self, evidence: Evidence) -> float:
+        """The chance that the select half ends within the screen."""
+        return self._gate(evidence).promise(evidence)
+
     def _gate(self, evidence: Evidence) -> Gate:
         bounds = evidence.policy.bounds
         each = 1 - (1 - bounds.confidence) / 2  # half of the doubt for the rate, half for the judge's sensitivity

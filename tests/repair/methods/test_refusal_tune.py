@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from repair.checkpoint import Checkpoint
-from repair.checks.backend import ChatModel
+from repair.checks.chat import ChatModel
 from repair.checks.packs import load_pack
 from repair.context import RepairContext
 from repair.errors import BadParameters, MissingReference

@@ -1,0 +1,329 @@
+"""Choose among many candidates on the *select* half, at the price of few.
+
+Each candidate is asked a few prompts at a time and several share a batch. One leaves when what is left to be asked
+cannot save it (the exact rule of `Gate.settled`), when the predicted chance that it can is below one in fifty, or when
+it cannot keep more of the task than one that has passed. Candidates of a trial that goes from mild to strong are
+bisected. A proxy (refusal log-odds, one forward pass) says who goes first and never who passes.
+
+Nothing is released on what happens here: the winner is certified on prompts that nobody has seen.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import fmean
+from typing import Final
+
+from repair.checks.backend import Backend
+from repair.checks.bisection import Bisection, Reading
+from repair.checks.errors import Cancelled
+from repair.checks.evidence import CheckOutcome, UtilityEvidence
+from repair.checks.packs import Prompt
+from repair.checks.policy import Candidate, Policy
+from repair.checks.report import CheckReport
+from repair.checks.run import Measurement, Original, never
+from repair.checks.verdict import Proxy, Tried, why
+from repair.context import Progress, silent
+from repair.lora import LoraAdapter
+
+_FIRST_LOOK: Final = 8
+_LATER_LOOK: Final = 16
+_HOPEFUL: Final = 0.5  # of the way from the upload's log-odds to the aligned model's
+_TELLING: Final = 1.0  # nats between those two, below which the proxy says nothing
+_LEAST_CHANCE: Final = 0.02  # of ending within the screen; below it the prompts are better spent on another
+
+
+@dataclass(kw_only=True, eq=False)
+class _Runner:
+    """One candidate while it is asked."""
+
+    tried: Tried
+    adapter: LoraAdapter
+    row: Bisection
+    place: int
+    measured: Measurement
+    left: list[tuple[str, tuple[Prompt, ...]]]
+    tokens: float = 0.0
+
+
+@dataclass(kw_only=True)
+class Race:
+    """All candidates of one upload.
+
+    Attributes:
+        backend: The aligned model.
+        policy: What has to be met, and how much may be spent.
+        upload: The adapter as it came.
+        aligned: The aligned model on the certify half: what the screens are read against, and what a full check costs.
+        original: What the utility on the select half is measured against.
+        rows: The candidates, each row from mild to strong.
+        build: Makes a candidate and reads it back; one that cannot be made says so in ``lost``.
+        trains: Whether making a candidate takes training.
+        measurement: An empty measurement on the select half, under the name of an arm.
+        spent: Forward tokens that choosing has cost so far.
+        building: Forward tokens that making the candidates has cost.
+        dearest: What the dearest single step of choosing has cost.
+    """
+
+    backend: Backend
+    policy: Policy
+    upload: LoraAdapter
+    aligned: CheckReport
+    original: Original
+    rows: list[Bisection]
+    build: Callable[[Candidate], Tried]
+    trains: Callable[[Candidate], bool]
+    measurement: Callable[[str], Measurement]
+    progress: Progress = silent
+    cancelled: Callable[[], bool] = never
+    spent: int = 0
+    building: int = 0
+    dearest: int = 0
+    _tried: list[Tried] = field(default_factory=list)
+    _digests: dict[str, Tried] = field(default_factory=dict)
+    _ends: tuple[float, float] | None = None
+    _began: float = field(default_factory=time.monotonic)
+
+    @property
+    def limit(self) -> float:
+        """Forward tokens that choosing may cost."""
+        return self.policy.budget.full_checks * self.aligned.tokens
+
+    @property
+    def best(self) -> Tried | None:
+        """Of those that passed the one that keeps most."""
+        return max((one for one in self._tried if not one.lost), key=lambda one: one.utility, default=None)
+
+    def run(self) -> Tried | None:
+        """The best of all; asked again after a `reject`, the best of what is then worth a look."""
+        self._race(self.rows, lambda wish: not self.trains(wish))
+        for row in self.rows:
+            if not self._good_enough():
+                self._race([row], lambda _wish: True)
+        for _ in range(self.policy.budget.refinements):
+            mine = None if (best := self.best) is None else self._row_of(best)
+            if mine is None or self._broke() or not mine.refine():
+                break
+            self._race([mine], lambda _wish: True)
+        return self.best
+
+    def reject(self, one: Tried, lost: str, *, obeys: bool) -> None:
+        """What the certify half said of the best: too mild or too strong, whatever the select half had said."""
+        self._tried[self._tried.index(one)] = replace(one, lost=lost)
+        row = self._row_of(one)
+        place = next(at for at, wish in enumerate(row.wishes) if wish is one.wish)
+        row.readings[place] = Reading.TOO_MILD if obeys else Reading.TOO_STRONG
+
+    def account(self) -> list[Tried]:
+        """Everything that was tried or passed over, each with its reason, in the order of the policy."""
+        found = [*self._tried, *(one for row in self.rows for one in self._passed_over(row))]
+        order = {id(wish): at for at, wish in enumerate(wish for row in self.rows for wish in row.wishes)}
+        return sorted(found, key=lambda one: order[id(one.wish)])
+
+    def _race(self, rows: Sequence[Bisection], may_enter: Callable[[Candidate], bool]) -> None:
+        running: list[_Runner] = []
+        while not self._broke():
+            busy = {id(one.row) for one in running}
+            entering = [one for row in rows if id(row) not in busy for one in self._next(row, may_enter)]
+            running += entering
+            if not running:
+                return
+            if entering:
+                self._weigh(entering)
+            else:
+                self._look(self._leaders(running))
+            running = [one for one in running if not self._settled(one)]
+            running = [one for one in running if not self._dominated(one)]
+            self._tell(running)
+        for one in running:
+            self._leave(one, Reading.IMPOSSIBLE, self._exhausted())
+
+    def _next(self, row: Bisection, may_enter: Callable[[Candidate], bool]) -> Iterator[_Runner]:
+        """The candidate of a row that is to be measured next; nothing when none is left or it has to wait."""
+        while (place := row.next()) is not None and may_enter(row.wishes[place]):
+            if self.cancelled():
+                raise Cancelled
+            before = self.backend.tokens
+            tried = self._first_of_its_bytes(self.build(row.wishes[place]))
+            self.building += self.backend.tokens - before
+            if tried.adapter is not None and not tried.lost:
+                measured = self.measurement(tried.label)
+                left = list(_looks(measured))
+                yield _Runner(tried=tried, adapter=tried.adapter, row=row, place=place, measured=measured, left=left)
+                return
+            self._tried.append(tried)
+            row.readings[place] = Reading.TOO_MILD if tried.unchanged else Reading.IMPOSSIBLE
+
+    def _first_of_its_bytes(self, tried: Tried) -> Tried:
+        """What another setting gave already is not measured again."""
+        twin = self._digests.setdefault(tried.digest, tried) if tried.digest else tried
+        return tried if twin is tried or tried.lost else replace(tried, lost=f"the same bytes as {twin.label}")
+
+    def _weigh(self, entering: Sequence[_Runner]) -> None:
+        """What one forward pass tells: the share of the task that each keeps, and its log-odds of a refusal."""
+        ends = self._proxy_ends(entering[0].measured)
+        for start in range(0, len(entering), self.policy.budget.abreast):
+            some = entering[start : start + self.policy.budget.abreast]
+            with self._counted(some), self.backend.arms([one.adapter for one in some]):
+                self._weigh_together(some, ends)
+        for one in entering:
+            one.tried = replace(one.tried, select=one.measured.report(self.backend, tokens=round(one.tokens)))
+
+    def _weigh_together(self, some: Sequence[_Runner], ends: tuple[float, float]) -> None:
+        prompts, arms = some[0].measured.margin_prompts(), range(len(some))
+        margins = self.backend.margin(prompts * len(some), arms=[arm for arm in arms for _ in prompts])
+        samples, anchor = list(self.original.samples), self.original.anchor
+        losses = self.backend.loss(samples * len(some), arms=[arm for arm in arms for _ in samples]) if samples else []
+        drifts = [] if anchor is None else self.backend.drift(anchor, arms=list(arms))
+        for arm, one in enumerate(some):
+            one.measured.margins = _part(margins, arm, len(some))
+            one.measured.utility = UtilityEvidence(
+                aligned=self.original.aligned,
+                original=self.original.losses,
+                own=_part(losses, arm, len(some)),
+                drift=_part(drifts, arm, len(some)),
+            )
+            if one.measured.margins:
+                own = fmean(one.measured.margins)
+                one.tried = replace(one.tried, proxy=Proxy(margin=own, upload=ends[0], aligned=ends[1]))
+
+    def _proxy_ends(self, measured: Measurement) -> tuple[float, float]:
+        """Log-odds of a refusal for the upload and for the aligned model; asked once."""
+        if self._ends is None:
+            before, prompts = self.backend.tokens, measured.margin_prompts()
+            with self.backend.arms([self.upload, None]):
+                found = self.backend.margin(prompts * 2, arms=[arm for arm in (0, 1) for _ in prompts])
+            self._ends = (fmean(found[: len(prompts)] or [0.0]), fmean(found[len(prompts) :] or [0.0]))
+            self.spent += self.backend.tokens - before
+        return self._ends
+
+    def _leaders(self, running: Sequence[_Runner]) -> list[_Runner]:
+        """Those that were asked nothing yet, together; then the most promising alone, so that what it beats is free."""
+        fresh = [one for one in running if not one.measured.asked]
+        return sorted(fresh, key=_rank)[: self.policy.budget.abreast] or [min(running, key=_rank)]
+
+    def _look(self, leaders: Sequence[_Runner]) -> None:
+        """A few more prompts for each, in one mixed batch."""
+        if self.cancelled():
+            raise Cancelled
+        asked = [one.left.pop(0) for one in leaders]
+        suite = self.policy.suite
+        with self._counted(leaders), self.backend.arms([one.adapter for one in leaders]):
+            replies = self.backend.generate(
+                [prompt.text for _, prompts in asked for prompt in prompts],
+                max_new_tokens=suite.max_new_tokens,
+                batch_size=max(suite.batch_size, _LATER_LOOK * len(leaders)),
+                arms=[arm for arm, (_, prompts) in enumerate(asked) for _ in prompts],
+            )
+        for one, (pack, prompts) in zip(leaders, asked, strict=True):
+            one.measured.take(pack, prompts, replies[: len(prompts)])
+            del replies[: len(prompts)]
+
+    def _settled(self, one: _Runner) -> bool:
+        """Whether it leaves: it has lost for certain, or there is nothing left to ask."""
+        utility = one.measured.report(self.backend, tokens=0).check("utility") if one.measured.asked == 0 else None
+        hopeless = utility is not None and utility.outcome not in {CheckOutcome.PASS, CheckOutcome.INFORMATIVE}
+        if not hopeless and one.left and not self._lost(one):
+            return False
+        report = one.measured.report(self.backend, tokens=round(one.tokens))
+        if utility is not None and hopeless:
+            self._leave(one, Reading.TOO_STRONG, f"screened out: utility: {utility.reason}")
+        elif report.outcome is CheckOutcome.PASS:
+            self._leave(one, Reading.GOOD, "")
+        else:
+            obeys = report.check("harmful").outcome is CheckOutcome.FAIL
+            self._leave(one, Reading.TOO_MILD if obeys else Reading.TOO_STRONG, f"screened out: {why(report)}")
+        return True
+
+    def _lost(self, one: _Runner) -> bool:
+        return bool(one.measured.asked) and (one.measured.lost() or one.measured.promise() < _LEAST_CHANCE)
+
+    def _dominated(self, one: _Runner) -> bool:
+        """Whether another that has passed keeps as much: nothing it is asked can make it win."""
+        best = self.best
+        if best is None or best.utility < one.tried.utility:
+            return False
+        self._leave(one, Reading.DOMINATED, "kept less utility than one that passed")
+        return True
+
+    def _leave(self, one: _Runner, reading: Reading, lost: str) -> None:
+        report = one.measured.report(self.backend, tokens=round(one.tokens))
+        self._tried.append(replace(one.tried, select=report, lost=lost))
+        one.row.readings[one.place] = reading
+
+    def _passed_over(self, row: Bisection) -> Iterator[Tried]:
+        """Those of a row that were never built."""
+        reasons, seen = row.untried(), {id(one.wish) for one in self._tried}
+        for at, wish in enumerate(row.wishes):
+            if id(wish) not in seen:
+                rest = self._exhausted() if self._broke() else "needs training, and one that passed keeps enough"
+                yield Tried(wish=wish, lost=f"not measured: {reasons.get(at, rest)}")
+
+    def _row_of(self, one: Tried) -> Bisection:
+        return next(row for row in self.rows if any(wish is one.wish for wish in row.wishes))
+
+    def _good_enough(self) -> bool:
+        """Whether one that passed keeps so much that training another is not worth the minutes."""
+        best = self.best
+        utility = None if best is None or best.select is None else best.select.check("utility")
+        if best is None or utility is None or utility.details.get("measure") == "drift":
+            return False
+        return best.utility >= self.policy.budget.good_enough
+
+    def _broke(self) -> bool:
+        """Whether another look like the dearest one so far would cost more than may be spent."""
+        return self.spent + self.dearest > self.limit
+
+    def _exhausted(self) -> str:
+        return f"the {self.limit:.0f} forward tokens that choosing may cost were spent"
+
+    def _counted(self, some: Sequence[_Runner]) -> "_Count":
+        return _Count(self, some)
+
+    def _tell(self, running: Sequence[_Runner]) -> None:
+        """Stage, candidates alive, best so far and the time left at most."""
+        share = min(self.spent / self.limit, 1.0) if self.limit else 1.0
+        passed = "none has passed" if self.best is None else f"best so far keeps {self.best.utility:.0%}"
+        seconds = (time.monotonic() - self._began) * (1 - share) / share if share else 0.0
+        self.progress(f"choosing: {len(running)} in the race, {passed}, at most {seconds:.0f} s", share)
+
+
+class _Count:
+    """Adds what is put through the model inside the block to the race, and to each runner its part."""
+
+    def __init__(self, race: Race, some: Sequence[_Runner]) -> None:
+        self.race, self.some, self.before = race, some, 0
+
+    def __enter__(self) -> None:
+        self.before = self.race.backend.tokens
+
+    def __exit__(self, *_error: object) -> None:
+        cost = self.race.backend.tokens - self.before
+        self.race.spent += cost
+        self.race.dearest = max(self.race.dearest, cost)
+        for one in self.some:
+            one.tokens += cost / len(self.some)
+
+
+def _looks(measured: Measurement) -> Iterator[tuple[str, tuple[Prompt, ...]]]:
+    """The suite in growing looks, pack by pack in turns, so that whatever fails is met early."""
+    left = {pack: list(prompts) for pack, prompts in measured.suite.prompts.items()}
+    size = _FIRST_LOOK
+    while any(left.values()):
+        for pack, prompts in left.items():
+            if prompts:
+                yield pack, tuple(prompts[:size])
+                left[pack] = prompts[size:]
+        size = _LATER_LOOK
+
+
+def _part(values: Sequence[float], part: int, parts: int) -> tuple[float, ...]:
+    size = len(values) // parts
+    return tuple(values[part * size : (part + 1) * size])
+
+
+def _rank(one: _Runner) -> tuple[bool, float]:
+    """Hopeful ones first, and among them those that keep most."""
+    proxy = one.tried.proxy
+    doubtful = proxy is not None and proxy.telling >= _TELLING and proxy.way < _HOPEFUL
+    return doubtful, -one.tried.utility

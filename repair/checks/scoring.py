@@ -1,0 +1,54 @@
+"""Log-probabilities of given answers: one forward pass, rows of like length together, their common opening once.
+
+Nothing is generated here. Knows token ids only; what they mean is the caller's.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from repair.checks.decode import WORTH_SHARING, Place, cache_of_opening, common_opening, one_arm
+
+_BATCH: Final = 8  # rows of one arm
+
+Pair = tuple[list[int], list[int]]
+"""Token ids of a question and of its answer."""
+
+
+def answer_log_probs(
+    model: Any, pairs: Sequence[Pair], *, pad: int, arms: Sequence[int] | None = None, place: Place = one_arm
+) -> list[Tensor]:
+    """For each pair ``(answer, vocabulary)``: the log-probabilities at the places of the answer's tokens, in order."""
+    found: dict[int, Tensor] = {}
+    of = list(arms or [0] * len(pairs))
+    order = sorted(range(len(pairs)), key=lambda at: len(pairs[at][0]) + len(pairs[at][1]))
+    size = _BATCH * len(set(of))  # the opening is computed once for each arm of a batch: as many rows as alone
+    for start in range(0, len(order), size or 1):
+        chunk = sorted(order[start : start + size], key=lambda at: of[at])
+        logits = _scored(model, [pairs[at] for at in chunk], [of[at] for at in chunk], pad=pad, place=place)
+        found.update(zip(chunk, logits, strict=True))
+    return [found[at] for at in range(len(pairs))]
+
+
+def _scored(model: Any, pairs: Sequence[Pair], arms: list[int], *, pad: int, place: Place) -> Iterator[Tensor]:
+    """One batch, rows of one arm side by side."""
+    shared = common_opening([question for question, _ in pairs])
+    shared = shared if shared >= WORTH_SHARING and len(pairs) > 1 else 0
+    width = max(len(question) + len(answer) for question, answer in pairs) - shared
+    # Padded on the right: a causal model never looks there, and positions need no shifting.
+    ids = [(q[shared:] + a + [pad] * width)[:width] for q, a in pairs]
+    first = min(len(question) for question, _ in pairs) - shared - 1  # no place before it predicts an answer's token
+    with torch.inference_mode():
+        cache = cache_of_opening(model, pairs[0][0][:shared], arms, place) if shared else None
+        place(arms)
+        logits = model(
+            input_ids=torch.tensor(ids, device=model.device),
+            past_key_values=cache,
+            use_cache=bool(shared),
+            logits_to_keep=width - first,
+        ).logits
+        for row, (question, answer) in enumerate(pairs):
+            at = len(question) - shared - 1 - first
+            yield logits[row, at : at + len(answer)].float().log_softmax(dim=-1)
