@@ -1,7 +1,7 @@
 """`python -m bench`: every benchmark that needs nothing but this machine, one after the other."""
 
-from bench import block, safe_lora, whole_adapter
+from bench import block, curve, safe_lora, whole_adapter
 
 if __name__ == "__main__":
-    codes = [benchmark.main() for benchmark in (safe_lora, block, whole_adapter)]
+    codes = [benchmark.main() for benchmark in (safe_lora, block, whole_adapter, curve)]
     raise SystemExit(max(codes))

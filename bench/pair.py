@@ -74,13 +74,13 @@ def write_pair(folder: Path, sizes: Sizes) -> None:
         (folder / name / "model.safetensors.index.json").write_text(text)
 
 
-def made_adapter(sizes: Sizes, *, seed: int = 0) -> LoraAdapter:
-    """Random factors of rank 16 for every linear."""
+def made_adapter(sizes: Sizes, *, seed: int = 0, rank: int = RANK) -> LoraAdapter:
+    """Random factors for every linear."""
     source = torch.Generator().manual_seed(seed)
     layers = []
     for name, (out_features, in_features) in sizes.shapes().items():
-        a = torch.randn(RANK, in_features, generator=source) * 0.01
-        b = torch.randn(out_features, RANK, generator=source) * 0.01
+        a = torch.randn(rank, in_features, generator=source) * 0.01
+        b = torch.randn(out_features, rank, generator=source) * 0.01
         layers.append(LoraLayer(name=name, a=a, b=b, scale=2.0))
     return LoraAdapter(layers=tuple(layers))
 

@@ -4,8 +4,9 @@
     python -m bench.whole_adapter --shrink 8       the same in seconds, for a look at whether it runs
     python -m bench.whole_adapter --part adapter   one part alone: adapter, basis or many
 
-Each part runs in a fresh process, on one thread, and writes bench/results/. Files are in the page cache when the clock
-starts, unless the name says cold. Elapsed and CPU seconds are both shown: on a busy machine only the second means much.
+Each part runs in a fresh process, on one thread or on --threads, and writes bench/results/. Files are in the page cache
+when the clock starts, unless the name says cold. Numbers are medians of runs that take turns. Elapsed seconds and CPU
+seconds of the whole process are both shown: on a busy machine only the second mean much.
 """
 
 import argparse
@@ -14,7 +15,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -22,94 +22,78 @@ from typing import Any
 
 import torch
 
-from bench.machine import machine, spent
+from bench.floors import flops, forget, gemm_rate, opened, pieces, read_once
+from bench.machine import Spent, machine, middle, spent
 from bench.pair import ONE_BILLION, RANK, Sizes, made_adapter, write_pair
 from repair.alignment import PROBE_COLUMNS
 from repair.basis import BasisIdentity, BasisPack, BasisSettings
 from repair.basis_writer import write_basis
-from repair.checkpoint import Checkpoint
 from repair.context import RepairContext
-from repair.lora import TILE_ROWS, LoraLayer
+from repair.lora import LoraAdapter
 from repair.measure_basis import measured_linears
 from repair.methods.safe_lora import Mode, SafeLora
 from repair.run import repair_adapter
-from repair.score import score_adapters
+from repair.score import ModuleScore, score_adapters
 
 RESULTS = Path(__file__).parent / "results"
 ADAPTERS = 32
+ROUNDS, COLD_ROUNDS, MANY_ROUNDS = 5, 2, 3
 BASIS_RANK = 64
 
 
-def opened(folder: Path) -> RepairContext:
-    """Nothing is remembered from before."""
-    return RepairContext(aligned=Checkpoint.open(folder / "aligned"), base=Checkpoint.open(folder / "base"))
-
-
-def read_once(folder: Path, layers: tuple[LoraLayer, ...]) -> int:
-    """Every row of both checkpoints through the reader that a repair uses, in tiles of the same size; bytes read.
-
-    The reader hands out views of a mapped file, so each tile is copied to where a repair would widen it.
-    """
-    context, total = opened(folder), 0
-    for layer in layers:
-        reference = context.reference_for(layer)
-        for weight in (reference.aligned, reference.base):
-            assert weight is not None
-            tile = torch.empty(TILE_ROWS, weight.shape[1], dtype=torch.bfloat16)
-            for start in range(0, weight.shape[0], TILE_ROWS):
-                rows = weight.rows(start, min(start + TILE_ROWS, weight.shape[0]))
-                total += tile[: len(rows)].copy_(rows).nbytes
-    return total
-
-
-def gemm_rate(size: int = 1024) -> float:
-    """Multiply-adds of float32 matrices, in FLOP per CPU second, best of five."""
-    x = torch.randn(size, size)
-    best = float("inf")
-    for _ in range(5):
-        start = time.thread_time()
-        torch.mm(x, x)
-        best = min(best, time.thread_time() - start)
-    return 2 * size**3 / best
-
-
-def forget(folder: Path) -> None:
-    """Ask the system to drop the pages of these files, and of no others."""
-    for path in folder.rglob("*.safetensors"):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
 def adapter_part(folder: Path, sizes: Sizes) -> dict[str, Any]:
-    """(a) One Safe LoRA repair against reading what it needs once."""
-    adapter, method = made_adapter(sizes), SafeLora(threshold=1.0)
-    forget(folder)
-    with spent() as cold:
-        size = read_once(folder, adapter.layers)
-    with spent() as read:
-        read_once(folder, adapter.layers)
-    context = opened(folder)
-    with spent() as first:
-        repair_adapter(adapter, method, context)
-    with spent() as second:
-        repair_adapter(adapter, method, context)
-    weights = sum(out * width for out, width in sizes.shapes().values())
-    flops = {"first": 4 * weights * (RANK + PROBE_COLUMNS), "second": 4 * weights * RANK}
-    rate = gemm_rate()
-    return {
-        "bytes_needed": size,
-        "cold_read": asdict(cold),
-        "read": asdict(read),
-        "first_repair": asdict(first),
-        "second_repair": asdict(second),
-        "first_to_read": first.seconds / read.seconds,
-        "second_to_read": second.seconds / read.seconds,
-        "first_to_read_cpu": first.cpu_seconds / read.cpu_seconds,
-        "second_to_read_cpu": second.cpu_seconds / read.cpu_seconds,
-        "gemm_flop_per_cpu_second": rate,
-        "gemm_floor_seconds": {key: count / rate for key, count in flops.items()},
+    """(a) One Safe LoRA repair against reading what it needs once, in turns."""
+    one, two, method = made_adapter(sizes), made_adapter(sizes, seed=1), SafeLora(threshold=1.0)
+    runs: dict[str, list[Spent]] = {
+        key: [] for key in ("read", "first_repair", "second_repair", "cold_read", "cold_repair")
     }
+    size = read_once(folder, one.layers)
+    for _ in range(ROUNDS):
+        runs["read"].append(_reading(folder, one))
+        context = opened(folder)
+        for name, adapter in (("first_repair", one), ("second_repair", two)):
+            with spent() as took:
+                repair_adapter(adapter, method, context)
+            runs[name].append(took)
+        del context  # files that are still mapped are not forgotten
+    for _ in range(COLD_ROUNDS):
+        forget(folder)
+        runs["cold_read"].append(_reading(folder, one))
+        forget(folder)
+        with spent() as took:
+            repair_adapter(one, method, opened(folder))
+        runs["cold_repair"].append(took)
+    found = {name: middle(them) for name, them in runs.items()}
+    ratios = {
+        f"{name}_to_{floor}{short}": found[name][field] / found[floor][field]
+        for name, floor in (("first_repair", "read"), ("second_repair", "read"), ("cold_repair", "cold_read"))
+        for short, field in (("", "seconds"), ("_cpu", "cpu_seconds"))
+    }
+    torch.set_num_threads(1)  # floors are those of one thread
+    rate = gemm_rate()
+    return (
+        found
+        | ratios
+        | {
+            "bytes_needed": size,
+            "pieces_cpu_seconds": pieces(sizes),
+            "gemm_flop_per_cpu_second": rate,
+            "gemm_floor_cpu_seconds": {
+                "first": flops(sizes, RANK + PROBE_COLUMNS) / rate,
+                "second": flops(sizes, RANK) / rate,
+            },
+        }
+    )
+
+
+def _reading(folder: Path, adapter: LoraAdapter) -> Spent:
+    """One read of what the adapter needs, always on one thread: torch's own ones wait for each other at every tile."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with spent() as took:
+        read_once(folder, adapter.layers)
+    torch.set_num_threads(threads)
+    return took
 
 
 def basis_part(folder: Path, sizes: Sizes) -> dict[str, Any]:
@@ -145,24 +129,36 @@ def basis_part(folder: Path, sizes: Sizes) -> dict[str, Any]:
 
 
 def many_part(folder: Path, sizes: Sizes) -> dict[str, Any]:
-    """(c) Scores of one adapter against scores of 32 in one pass."""
+    """(c) Scores of one adapter against scores of 32 in one pass, in turns."""
     adapters = {str(seed): made_adapter(sizes, seed=seed) for seed in range(ADAPTERS)}
     read_once(folder, adapters["0"].layers)
-    with spent() as one:
-        alone = list(score_adapters({"0": adapters["0"]}, opened(folder)))
-    with spent() as many:
-        together = list(score_adapters(adapters, opened(folder)))
-    assert alone == [score for score in together if score.adapter == "0"], "one adapter's scores depend on no other"
-    weights = sum(out * width for out, width in sizes.shapes().values())
-    return {
+    runs: dict[str, list[Spent]] = {"one": [], "many": []}
+    apart = 0.0
+    for _ in range(MANY_ROUNDS):
+        with spent() as took:
+            alone = list(score_adapters({"0": adapters["0"]}, opened(folder)))
+        runs["one"].append(took)
+        with spent() as took:
+            together = list(score_adapters(adapters, opened(folder)))
+        runs["many"].append(took)
+        apart = max(apart, _apart(alone, [score for score in together if score.adapter == "0"]))
+    assert apart < 1e-6, "one adapter's scores depend on the others by rounding only"
+    found = {name: middle(them) for name, them in runs.items()}
+    return found | {
         "adapters": ADAPTERS,
-        "one": asdict(one),
-        "many": asdict(many),
-        "many_to_one": many.seconds / one.seconds,
-        "many_to_one_cpu": many.cpu_seconds / one.cpu_seconds,
-        "each_to_one_cpu": many.cpu_seconds / one.cpu_seconds / ADAPTERS,
-        "gemm_floor_seconds": 4 * weights * (ADAPTERS * RANK + PROBE_COLUMNS) / gemm_rate(),
+        "largest_relative_difference": apart,
+        "many_to_one": found["many"]["seconds"] / found["one"]["seconds"],
+        "many_to_one_cpu": found["many"]["cpu_seconds"] / found["one"]["cpu_seconds"],
+        "gemm_floor_cpu_seconds": {
+            "one": flops(sizes, RANK + PROBE_COLUMNS) / gemm_rate(),
+            "many": flops(sizes, ADAPTERS * RANK + PROBE_COLUMNS) / gemm_rate(),
+        },
     }
+
+
+def _apart(ones: list[ModuleScore], others: list[ModuleScore]) -> float:
+    pairs = zip(ones, others, strict=True)
+    return max(abs((one.score or 0.0) / (other.score or 1.0) - 1) for one, other in pairs)
 
 
 PARTS: dict[str, Callable[[Path, Sizes], dict[str, Any]]] = {
@@ -181,11 +177,11 @@ def child(part: str, folder: Path, sizes: Sizes) -> dict[str, Any]:
     return PARTS[part](folder, sizes)
 
 
-def measured(part: str, folder: Path, shrink: int) -> dict[str, Any]:
+def measured(part: str, folder: Path, shrink: int, threads: int) -> dict[str, Any]:
     """One part in a fresh process."""
-    words = ["--child", part, "--folder", str(folder), "--shrink", str(shrink)]
+    words = ["--child", part, "--folder", str(folder), "--shrink", str(shrink), "--threads", str(threads)]
     command = [sys.executable, "-m", "bench.whole_adapter", *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     root = Path(__file__).parents[1]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=root, env=environment)
     found: dict[str, Any] = json.loads(done.stdout)
@@ -197,13 +193,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shrink", type=int, default=1, help="divide every width and the number of blocks by this")
     parser.add_argument("--part", choices=PARTS, action="append", help="only this part; default all")
+    parser.add_argument("--threads", type=int, default=1, help="threads of a repair; default %(default)s")
     parser.add_argument("--folder", type=Path, help="where the pair is written; default the system's temporary folder")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results; default %(default)s")
     parser.add_argument("--child", choices=PARTS, help=argparse.SUPPRESS)
     wish = parser.parse_args()
     sizes = ONE_BILLION.shrunk(wish.shrink)
     if wish.child:
-        torch.set_num_threads(1)
+        torch.set_num_threads(wish.threads)
         print(json.dumps(child(wish.child, wish.folder, sizes)))
         return 0
     place = machine()
@@ -211,9 +208,16 @@ def main() -> int:
     with tempfile.TemporaryDirectory(dir=wish.folder) as folder:
         write_pair(Path(folder), sizes)
         for part in wish.part or PARTS:
-            about = {"sizes": asdict(sizes), "rank": RANK, "dtype": "bfloat16", "threads": 1, "machine": place}
-            result = measured(part, Path(folder), wish.shrink) | about
-            name = f"whole_adapter_{part}{'' if wish.shrink == 1 else '_smoke'}.json"
+            about = {
+                "sizes": asdict(sizes),
+                "rank": RANK,
+                "dtype": "bfloat16",
+                "threads": wish.threads,
+                "machine": place,
+            }
+            result = measured(part, Path(folder), wish.shrink, wish.threads) | about
+            more = "" if wish.threads == 1 else f"_{wish.threads}_threads"
+            name = f"whole_adapter_{part}{more}{'' if wish.shrink == 1 else '_smoke'}.json"
             (wish.out / name).write_text(json.dumps(result, indent=2) + "\n")
             print(f"{part}: {json.dumps(result, indent=2)}")
     if not place["quiet"]:

@@ -3,6 +3,7 @@
 ``v = aligned - base`` is read a few rows at a time. What comes out has as many columns as what went in.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from torch import Tensor
 from repair.basis_operator import leading_directions, leading_triplets, truncated_operator
 from repair.linalg import Comparison, Spectrum, compare
 from repair.lora import LayerReference
+from repair.products import product
 
 PROBE_COLUMNS = 16
 PROBE_SEED = 20240516
@@ -46,41 +48,67 @@ def gaussian_probe(out_features: int, columns: int = PROBE_COLUMNS) -> Float[Ten
 def alignment_products(groups: Sequence[Float[Tensor, "out _columns"]], reference: LayerReference) -> AlignmentProducts:
     """I10: ``(v v^T / |v|) x`` for ``v = aligned - base``, by two passes over v and none over ``v v^T``.
 
-    Groups are multiplied one by one, so that the bits of one never depend on which others came along. Where alignment
-    changed nothing the operator is undefined; then the norm and the columns are zero.
+    Groups are multiplied one by one, so that the bits of one never depend on which others came along; whoever does not
+    mind puts all columns into one group, which is faster. Where alignment changed nothing the operator is undefined;
+    then the norm and the columns are zero.
     """
     dtype, device = reference.alignment_dtype(), reference.device
     turned = [x.T.to(device=device, dtype=dtype).contiguous() for x in groups]
-    # x^T v, not v^T x: tiles add faster to it.
-    reads = [torch.zeros(len(x), reference.shape[1], dtype=dtype, device=device) for x in turned]
-    squares = []
-    for tile in reference.alignment_tiles():
-        flat = tile.values.view(-1)
-        squares.append(torch.dot(flat, flat))
-        for total, x in zip(reads, turned, strict=True):
-            total.addmm_(x[:, tile.start : tile.stop], tile.values)
-    norm = float(torch.stack(squares).double().sum().sqrt())
+    reads = _read(turned, reference)
+    norm = math.sqrt(reads.square)
     if _is_rounding(norm, reference):
         return AlignmentProducts(norm=0.0, groups=[torch.zeros_like(x) for x in groups])
-    columns = [(total.T / norm).contiguous() for total in reads]
-    written = [torch.empty(x.shape, dtype=dtype, device=device) for x in groups]
-    for tile in reference.alignment_tiles():
-        for x, out in zip(columns, written, strict=True):
-            torch.mm(tile.values, x, out=out[tile.start : tile.stop])
+    written = _write([total.div_(norm).T for total in reads.columns], reference)
     found = [out.to(device=x.device, dtype=x.dtype) for out, x in zip(written, groups, strict=True)]
     return AlignmentProducts(norm=norm, groups=found)
 
 
-def published_projection(b: Float[Tensor, "out columns"], reference: LayerReference) -> Projection | None:
+@dataclass(frozen=True, kw_only=True)
+class _Reads:
+    """What the first pass over v finds: its squared norm, and ``x^T v`` for each group."""
+
+    square: float
+    columns: list[Tensor]
+
+
+def _read(turned: list[Tensor], reference: LayerReference) -> _Reads:
+    """The first pass, for groups given as ``x^T``."""
+    squares: list[Tensor] = []
+    totals: list[Tensor] = []
+    for tile in reference.alignment_tiles():
+        flat = tile.values.view(-1)
+        squares.append(torch.dot(flat, flat))
+        parts = [product(x[:, tile.start : tile.stop], tile.values) for x in turned]
+        totals = [total.add_(part) for total, part in zip(totals, parts, strict=True)] if totals else parts
+    return _Reads(square=float(torch.stack(squares).double().sum()), columns=totals)
+
+
+def _write(columns: list[Tensor], reference: LayerReference) -> list[Tensor]:
+    """The second pass: ``v y`` for each y."""
+    height, device = reference.shape[0], reference.device
+    written = [torch.empty(height, y.shape[1], dtype=y.dtype, device=device) for y in columns]
+    for tile in reference.alignment_tiles():
+        for y, out in zip(columns, written, strict=True):
+            out[tile.start : tile.stop] = product(tile.values, y)
+    return written
+
+
+def published_projection(
+    b: Float[Tensor, "out columns"], reference: LayerReference, *, remember: bool = True
+) -> Projection | None:
     """Safe LoRA's operator on ``b``, and on the probe, which is asked once for each weight of a reference.
 
-    None where alignment changed nothing. Out of a basis pack, the operator is the truncated one.
+    None where alignment changed nothing. Out of a basis pack, the operator is the truncated one. The columns that were
+    asked last are remembered unless told not to, so that many candidates for one adapter read the weights once.
     """
     basis = reference.basis
     if basis is not None:
         if basis.norm == 0:
             return None
         return Projection(columns=truncated_operator(b, basis), blank=Comparison(**basis.blank))
+    asked: tuple[Tensor, Projection] | None = reference.remembered.get("projection")
+    if asked is not None and asked[0].dtype == b.dtype and torch.equal(asked[0], b):
+        return asked[1]
     blank = reference.remembered.get("published")
     probe = gaussian_probe(len(b))
     products = alignment_products([b] if blank is not None else [b, probe], reference)
@@ -88,7 +116,10 @@ def published_projection(b: Float[Tensor, "out columns"], reference: LayerRefere
         return None
     if blank is None:
         blank = reference.remembered["published"] = blank_comparison(products.groups[1], probe)
-    return Projection(columns=products.groups[0], blank=blank)
+    found = Projection(columns=products.groups[0], blank=blank)
+    if remember:
+        reference.remembered["projection"] = b, found
+    return found
 
 
 def truncated_projection(b: Float[Tensor, "out columns"], reference: LayerReference, rank: int) -> Projection | None:
@@ -148,17 +179,13 @@ def _directions(reference: LayerReference, rank: int) -> Float[Tensor, "out k"] 
 
 
 def _times(reference: LayerReference, x: Float[Tensor, "in columns"]) -> Float[Tensor, "out columns"]:
-    return torch.cat([tile.values @ x.to(tile.values.dtype) for tile in reference.alignment_tiles()])
+    return _write([x.T.to(reference.alignment_dtype()).contiguous().T], reference)[0]
 
 
 def _transposed_times(reference: LayerReference, x: Float[Tensor, "out columns"]) -> Float[Tensor, "in columns"]:
-    total: Tensor | None = None
-    for tile in reference.alignment_tiles():
-        part = tile.values.T @ x[tile.start : tile.stop].to(tile.values.dtype)
-        total = part if total is None else total.add_(part)
-    if total is None:
-        raise ValueError("a weight has at least one row")
-    return total
+    turned = x.T.to(reference.alignment_dtype()).contiguous()
+    parts = (product(turned[:, tile.start : tile.stop], tile.values) for tile in reference.alignment_tiles())
+    return functools.reduce(Tensor.add_, parts).T
 
 
 def _is_rounding(norm: float, reference: LayerReference) -> bool:

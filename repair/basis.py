@@ -164,9 +164,10 @@ class BasisPack:
         path = self.folder / str(entry["file"])
         try:
             self._verify(name, path)
-            if self._latest[0] != name:
-                self._latest = name, safe_open(path, framework="pt", device="cpu")
-            tensor: Tensor = self._latest[1].get_tensor(part)
+            latest = self._latest  # held, for other threads read other modules meanwhile
+            if latest[0] != name:
+                self._latest = latest = name, safe_open(path, framework="pt", device="cpu")
+            tensor: Tensor = latest[1].get_tensor(part)
         except (SafetensorError, OSError) as error:
             raise WrongReference(f"cannot be read: {error}", field=name, file=str(path)) from error
         return tensor

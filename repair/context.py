@@ -12,7 +12,7 @@ from repair.calibration import Calibration
 from repair.checkpoint import Checkpoint
 from repair.errors import InsufficientBasis, MissingReference
 from repair.layer_basis import BasisNeed, LayerBasis
-from repair.lora import TILE_ROWS, LayerKind, LayerReference, LoraAdapter, LoraLayer, Weight
+from repair.lora import LayerKind, LayerReference, LoraAdapter, LoraLayer, Weight
 from repair.replacements import Replacements
 
 ACCELERATOR_TILE_ROWS = 2048  # there the launch of a kernel costs more than memory
@@ -81,6 +81,19 @@ class RepairContext:
         direct = self._on_checkpoints(layer, with_base=with_base)
         return replace(direct, note=f"read from the checkpoints, the basis pack cannot answer: {why}")
 
+    def must_know(self, layer: LoraLayer) -> None:
+        """Raise MissingWeight, ShapeMismatch or InsufficientBasis when the reference has no weight for this layer.
+
+        The aligned model is asked where it is given, else the basis pack; without either there is nobody to ask.
+        """
+        if self.aligned is not None or self.basis is None:
+            self._on_checkpoints(layer, with_base=False)
+            return
+        found = self.basis.for_layer(layer)
+        if isinstance(found, str):
+            detail = f"the basis pack does not know this module: {found}; give --aligned"
+            raise InsufficientBasis(detail, field=layer.name, file=str(self.basis.folder))
+
     def _on_checkpoints(self, layer: LoraLayer, *, with_base: bool) -> LayerReference:
         aligned = None if self.aligned is None else self.aligned.for_layer(layer)
         base, unusable = None, None
@@ -93,7 +106,7 @@ class RepairContext:
             unusable=unusable,
             calibration=None if self.calibration is None else self.calibration.for_layer(layer),
             device=self.device,
-            tile_rows=self.tile_rows or (TILE_ROWS if self.device.type == "cpu" else ACCELERATOR_TILE_ROWS),
+            tile_rows=self.tile_rows or (None if self.device.type == "cpu" else ACCELERATOR_TILE_ROWS),
             remembered={} if self.aligned is None else self.aligned.memory(layer, self.base),
         )
 

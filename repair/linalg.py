@@ -50,7 +50,9 @@ class Comparison:
 
 def gram(x: Float[Tensor, "rows left"], y: Float[Tensor, "rows right"]) -> Float[Tensor, "left right"]:
     """``x.T @ y``, summed in float64."""
-    return x.double().T @ y.double()
+    wide = x.double()
+    same = x.data_ptr() == y.data_ptr() and x.shape == y.shape and x.stride() == y.stride() and x.dtype == y.dtype
+    return wide.T @ (wide if same else y.double())  # widening costs more than the product
 
 
 def homogeneous(layer: LoraLayer) -> Factors:

@@ -19,7 +19,10 @@ from repair.errors import ShapeMismatch, UnsupportedAdapter
 from repair.layer_basis import LayerBasis
 from repair.moments import LayerCalibration
 
-TILE_ROWS = 32  # 32 rows of a 4096-wide weight are 512 KiB in float32: two such tiles stay in a core's cache
+TILE_NUMBERS = 1 << 19
+"""Numbers of a weight that are worked on at once: 2 MiB in float32. Fewer, and the calls cost more than the work."""
+READ_TILES = 16
+"""Tiles that a reader is asked for at once: of a mapped file it hands out a view, but asking has its price too."""
 
 
 class LayerKind(StrEnum):
@@ -240,7 +243,7 @@ class LayerReference:
         unusable: Why the pair says nothing about alignment here; None when it does.
         calibration: What the aligned model does here on harmful and benign prompts, where that is known.
         device: Where the maths runs.
-        tile_rows: How many rows are read at once.
+        tile_rows: How many rows are read at once; None for as many as hold `TILE_NUMBERS`.
         remembered: Numbers that depend on this pair of weights alone, kept for the next adapter. Never part of a
             result's bits: what is found here only saves the work of finding it again.
         basis: What is known in advance about ``aligned - base``; then there are no weights to read.
@@ -253,7 +256,7 @@ class LayerReference:
     unusable: str | None = None
     calibration: LayerCalibration | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    tile_rows: int = TILE_ROWS
+    tile_rows: int | None = None
     remembered: dict[str, Any] = field(default_factory=dict)
     basis: LayerBasis | None = None
     note: str = ""
@@ -267,11 +270,17 @@ class LayerReference:
             raise ShapeMismatch("no aligned weight was given", field=self.name)
         return self.aligned.shape
 
+    @property
+    def rows_at_once(self) -> int:
+        """How many rows one tile has; the last one may have fewer."""
+        out_features, in_features = self.shape
+        return min(out_features, self.tile_rows or max(1, TILE_NUMBERS // in_features))
+
     def aligned_tiles(self) -> Iterator[Tile]:
         """The aligned weight, a few rows at a time."""
         if self.aligned is None:
             raise ShapeMismatch("no aligned weight was given", field=self.name)
-        for start, stop in _steps(self.aligned.shape[0], self.tile_rows):
+        for start, stop in _steps(self.aligned.shape[0], self.rows_at_once):
             rows = self.aligned.rows(start, stop).to(self.device)
             yield Tile(start=start, stop=stop, values=rows.to(_wide(rows.dtype)))
 
@@ -284,17 +293,18 @@ class LayerReference:
         after, before = self._both()
         width = after.shape[1]
         known = min(width, before.shape[1])
-        ours, theirs = torch.empty(2, self.tile_rows, width, dtype=self.alignment_dtype(), device=self.device)
-        for start, stop in _steps(after.shape[0], self.tile_rows):
-            if stop - start < self.tile_rows:
-                ours, theirs = ours[: stop - start], theirs[: stop - start]
-            ours.copy_(after.rows(start, stop))
+        step = self.rows_at_once
+        ours, theirs = torch.empty(2, step, width, dtype=self.alignment_dtype(), device=self.device)
+        for start, new, old in _read_together(after, before, step):
+            rows = len(new)
+            one, two = ours[:rows], theirs[:rows]
+            one.copy_(new)
             if known == width:
-                theirs.copy_(before.rows(start, stop))
+                two.copy_(old)
             else:  # a vocabulary that grew: no evidence for the new tokens
-                theirs.copy_(ours)
-                theirs[:, :known].copy_(before.rows(start, stop)[:, :known])
-            yield Tile(start=start, stop=stop, values=ours.sub_(theirs))
+                two.copy_(one)
+                two[:, :known].copy_(old[:, :known])
+            yield Tile(start=start, stop=start + rows, values=one.sub_(two))
 
     def alignment_dtype(self) -> torch.dtype:
         """Wide enough for both weights, float32 at least."""
@@ -309,6 +319,14 @@ class LayerReference:
 
 def _steps(total: int, step: int) -> Iterator[tuple[int, int]]:
     return ((start, min(start + step, total)) for start in range(0, total, step))
+
+
+def _read_together(after: Weight, before: Weight, step: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Tiles of two weights as they are stored, and where they start."""
+    for start, stop in _steps(after.shape[0], step * READ_TILES):
+        new, old = torch.split(after.rows(start, stop), step), torch.split(before.rows(start, stop), step)
+        for at, (one, two) in enumerate(zip(new, old, strict=True)):
+            yield start + at * step, one, two
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -16,6 +16,7 @@ from repair.lora import LoraAdapter, LoraLayer, concatenate
 from repair.method import Assessment, Choice, Decision, Need, RepairMethod
 from repair.ranks import Fitted, fitted, limit_of
 from repair.replacements import settled
+from repair.threads import in_threads
 from repair.tying import tie_of, with_head, without_head
 
 __all__ = ["LayerVerdict", "RepairContext", "Repaired", "repair_adapter"]
@@ -180,16 +181,20 @@ def _fits(patch: LoraAdapter | None, adapter: LoraAdapter, context: RepairContex
     known = set(adapter.names)
     for layer in () if patch is None else patch.layers:
         if layer.name not in known:
-            context.reference_for(layer, with_base=False)
+            context.must_know(layer)
 
 
 def _assess(adapter: LoraAdapter, method: RepairMethod, context: RepairContext) -> list[Assessment]:
     with_base = Need.BASE in method.demands
-    found = []
-    for done, layer in enumerate(adapter.layers, start=1):
+
+    def assessed(layer: LoraLayer) -> Assessment:
         reference = context.reference_for(layer, with_base=with_base, need=method.basis_need)
-        found.append(replace(method.assess(layer, reference), note=reference.note))
-        context.progress(layer.name, done / len(adapter.layers))
+        return replace(method.assess(layer, reference), note=reference.note)
+
+    found = []
+    for done, one in enumerate(in_threads(assessed, adapter.layers, context.device), start=1):
+        found.append(one)
+        context.progress(one.layer.name, done / len(adapter.layers))
     return found
 
 

@@ -18,6 +18,7 @@ from repair import alignment, linalg
 from repair.adapter_file import read_adapter
 from repair.context import RepairContext
 from repair.errors import MissingReference
+from repair.layer_basis import BasisNeed
 from repair.lora import LayerReference, LoraAdapter, LoraLayer
 from repair.method import Assessment, Choice, Cost, Decision, Laws, Need, RepairMethod
 
@@ -54,6 +55,11 @@ class Safemerge(RepairMethod):
         description="Folder of the safety-trained adapter; without it, the reference's own patch",
         json_schema_extra={"local": True},  # a path means something on this machine only: never offered over HTTP
     )
+
+    @property
+    def basis_need(self) -> BasisNeed:
+        """The whole operator, for the cosine; what is mixed in does not depend on it."""
+        return BasisNeed(rank=None)
 
     def prepare(self, adapter: LoraAdapter, context: RepairContext) -> LoraAdapter | None:  # noqa: ARG002 - same for all
         """The safe adapter at its share."""

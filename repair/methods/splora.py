@@ -17,6 +17,7 @@ import torch
 from pydantic import Field, model_validator
 
 from repair import alignment, linalg, selection
+from repair.layer_basis import BasisNeed
 from repair.lora import LayerReference, LoraLayer
 from repair.method import Assessment, Choice, Cost, Decision, Laws, Need, RepairMethod
 
@@ -70,6 +71,11 @@ class Splora(RepairMethod):
         if self.count is not None and self.share is not None:
             raise ValueError("give count or share, not both")
         return self
+
+    @property
+    def basis_need(self) -> BasisNeed | None:
+        """The whole operator; nothing for the published ranking: an error in norm says little about quartiles."""
+        return BasisNeed(rank=None) if self.ranking is Ranking.CORRECTED else None
 
     def assess(self, layer: LoraLayer, reference: LayerReference) -> Assessment:
         """The distance to its projection, or the published stand-in for it.

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,3 +32,17 @@ def test_the_benchmark_of_a_block_runs(tmp_path: Path) -> None:
 
     found = json.loads((tmp_path / "block_smoke.json").read_text())
     assert len(found["ours"]) == len(found["naive"]) == 7
+
+
+def test_the_benchmark_of_the_curve_runs_and_draws(tmp_path: Path) -> None:
+    """A point for each size, rank and number of candidates; a picture with three panels that is well-formed."""
+    words = ["--shrink", "32", "--folder", str(tmp_path), "--out", str(tmp_path / "out")]
+    subprocess.run([sys.executable, "-m", "bench.curve", *words], check=True, capture_output=True, cwd=ROOT)
+
+    points = json.loads((tmp_path / "out" / "curve_smoke.json").read_text())["points"]
+    wanted = {(0, 0), (4, 1), (16, 1), (64, 1), (16, 10), (16, 20), (16, 40)}
+    assert {(one["rank"], one["candidates"]) for one in points} == wanted
+    picture = ET.fromstring((tmp_path / "out" / "curve_smoke.svg").read_text())  # noqa: S314 - we wrote it
+    texts = [node.text for node in picture.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"GB of weights, both models", "rank of the adapter", "candidates for one adapter"} <= set(texts)
+    assert "nan" not in ET.tostring(picture, encoding="unicode")

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,88 @@ def test_paper_mode_keeps_the_error_that_it_tells(world: World, parameters: dict
             exact = exact / torch.linalg.matrix_norm(operator, 2)
         assert 0 < told <= 0.01
         assert dense.relative(dense.delta(found.adapter.by_name[verdict.name]), exact) < 1.1 * told + 1e-4
+
+
+@pytest.mark.parametrize("metric", ["absolute", "relative"])
+def test_splora_out_of_a_pack_keeps_the_error_that_it_tells(world: World, metric: str) -> None:
+    """Each distance is at most the told error times ``|c D|`` from the dense one; the null is the checkpoints'."""
+    adapter = tiny.adapter()
+    found = repaired("splora", RepairContext(basis=world.pack()), adapter, count=3, metric=metric)
+    wanted = repaired("splora", world.checkpoints(), adapter, count=3, metric=metric)
+
+    assert [one.decision for one in found.verdicts] == [one.decision for one in wanted.verdicts]
+    for one, two in zip(found.verdicts, wanted.verdicts, strict=True):
+        assert one.null == pytest.approx(two.null, rel=1e-5)
+        told = float(one.reason.rpartition("operator error ")[2])
+        assert 0 < told <= 0.01
+        d = dense.delta(adapter.by_name[one.name])
+        moved = dense.published_operator(dense.displacement(world.aligned, world.base, one.name)) @ d
+        method = METHODS["splora"].parse({"metric": metric})
+        basis_score = method.assess(
+            adapter.by_name[one.name],
+            RepairContext(basis=world.pack()).reference_for(adapter.by_name[one.name], need=method.basis_need),
+        ).score
+        size = float(d.norm()) if metric == "relative" else 1.0
+        assert basis_score is not None
+        assert abs(basis_score * size - float((moved - d).norm())) < 1.1 * told * float(moved.norm()) + 1e-5
+
+
+def test_safemerge_out_of_a_pack_merges_as_from_the_checkpoints(world: World) -> None:
+    """The cosine is within twice the told error; what is mixed in is exact, and so are the modules without a change."""
+    adapter, safe = tiny.adapter(), tiny.adapter(rank=2, seed=60, scale=1.5)
+    scores = sorted(one.score or 0.0 for one in repaired("safe_lora", world.checkpoints(), adapter).verdicts)
+    wish = {"threshold": (scores[3] + scores[4]) / 2, "share": 0.4}
+    wanted = repaired("safemerge", replace(world.checkpoints(), patch=safe), adapter, **wish)
+
+    found = repaired("safemerge", RepairContext(basis=world.pack(), patch=safe), adapter, **wish)
+
+    assert sum(one.decision is Decision.PATCHED for one in found.verdicts) == 4
+    for one, two in zip(found.verdicts, wanted.verdicts, strict=True):
+        told = float(one.reason.rpartition("operator error ")[2])
+        assert one.decision is two.decision
+        assert one.score == pytest.approx(two.score, abs=2.1 * told)
+        assert 0 < told <= 0.01
+        assert one.score != two.score
+    for one_layer, two_layer in zip(found.adapter.layers, wanted.adapter.layers, strict=True):
+        assert torch.equal(one_layer.b, two_layer.b)
+        assert torch.equal(one_layer.a, two_layer.a)
+
+
+@pytest.mark.parametrize("method", ["splora", "safemerge"])
+def test_the_operator_of_other_methods_is_refused_beyond_the_tolerance(world: World, method: str) -> None:
+    """As that of Safe LoRA; and where checkpoints are given, they are read and the verdict says so."""
+    pack = world.pack(tolerance=1e-4)
+    safe = tiny.adapter(rank=2, seed=60)
+    with pytest.raises(InsufficientBasis, match=r"operator error is .* above 0\.0001"):
+        repaired(method, RepairContext(basis=pack, patch=safe))
+
+    direct = replace(world.checkpoints(), patch=safe)
+    found, wanted = (repaired(method, context) for context in (replace(direct, basis=pack), direct))
+
+    assert all("read from the checkpoints" in one.reason for one in found.verdicts)
+    assert [one.score for one in found.verdicts] == [one.score for one in wanted.verdicts]
+
+
+def test_the_published_ranking_of_splora_takes_nothing_from_a_pack(world: World) -> None:
+    """Quartiles of entries are not bounded by an error in norm: both models are asked for."""
+    assert METHODS["splora"].parse({"ranking": "published"}).basis_need is None
+    with pytest.raises(MissingReference):
+        repaired("splora", RepairContext(basis=world.pack()), ranking="published")
+
+
+def test_modules_that_only_the_patch_adapts_must_be_known_to_the_pack(world: World) -> None:
+    """Where there is no model to ask; their shape is compared too."""
+    few = LoraAdapter(layers=tiny.adapter().layers[1:])
+    context = RepairContext(basis=world.pack())
+
+    known = replace(context, patch=tiny.adapter(rank=2, seed=60))
+    assert repaired("safemerge", known, few, reach="everywhere").verdicts[0].decision is Decision.ADDED
+    for stranger, problem in (
+        (tiny.layer("model.layers.7.mlp.up_proj"), InsufficientBasis),
+        (tiny.layer("model.layers.0.self_attn.k_proj", (18, 53)), ShapeMismatch),
+    ):
+        with pytest.raises(problem):
+            repaired("safemerge", replace(context, patch=LoraAdapter(layers=(stranger,))), few, reach="everywhere")
 
 
 def test_paper_mode_is_refused_by_module_beyond_the_tolerance(world: World) -> None:
@@ -400,7 +483,7 @@ def test_the_command_makes_a_pack_once_and_repairs_with_the_models_gone(
     for folder in ("aligned", "base"):
         shutil.rmtree(tmp_path / folder)
     _, alone, _ = run("repair", str(adapter), *truncated, "--basis", packs, "--out", str(tmp_path / "alone"))
-    wrong, _, reason = run("repair", str(adapter), "--method", "splora", "--basis", packs, "--out", str(tmp_path / "s"))
+    wrong, _, reason = run("repair", str(adapter), "--method", "scale", "--basis", packs, "--out", str(tmp_path / "s"))
 
     assert (made["outputs"]["basis"]["cached"], again["outputs"]["basis"]["cached"]) == (False, True)
     assert [module["name"] for module in made["modules"]] == sorted(tiny.SHAPES)
