@@ -22,6 +22,7 @@ from repair.calibration import known_about
 from repair.lora import LayerReference, LoraLayer
 from repair.method import Assessment, Choice, Cost, Decision, Laws, Need, RepairMethod, unjudged
 from repair.moments import Gradient
+from repair.selection import highest, share_of
 
 
 class Form(StrEnum):
@@ -31,6 +32,8 @@ class Form(StrEnum):
     """``B - strength U U^T B`` with the top left singular vectors of G: the rank stays."""
     MINIMAL = "minimal"
     """``D - strength (<G, D> / |G|^2) G``: the smallest change that leaves no predicted damage; the rank grows."""
+    SCALE = "scale"
+    """``(1 - strength) D`` where the damage is predicted: the plain scale of M4, with the modules picked by gradient."""
 
 
 class GradientGuard(RepairMethod):
@@ -48,10 +51,18 @@ class GradientGuard(RepairMethod):
     )
 
     form: Form = Field(
-        default=Form.PROJECTION, description="projection keeps the rank; minimal changes least and adds `directions`"
+        default=Form.PROJECTION,
+        description="projection keeps the rank; minimal changes least and adds `directions`; scale shrinks the whole "
+        "update of a module",
     )
     directions: int = Field(default=4, ge=1, le=64, description="Singular directions of the gradient that are used")
     strength: float = Field(default=1.0, ge=0, le=1, description="Share of the damage that is taken out; 0 keeps all")
+    share: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Share of the modules predicted to do damage that is edited, those that do most first",
+    )
 
     def assess(self, layer: LoraLayer, reference: LayerReference) -> Assessment:
         """The predicted rise of the refusal loss, in nats per token; 0 for an update without any preference."""
@@ -64,6 +75,8 @@ class GradientGuard(RepairMethod):
         damage = _damage(layer, gradient)
         if self.form is Form.MINIMAL:
             edited, action = self._shifted(layer, gradient, damage), Decision.PATCHED
+        elif self.form is Form.SCALE:
+            edited, action = layer.scaled(1 - self.strength), Decision.SCALED
         else:
             edited, action = self._projected(layer, gradient), Decision.PROJECTED
         return Assessment(layer=layer, edited=edited, action=action, score=damage, null=0.0)
@@ -72,8 +85,9 @@ class GradientGuard(RepairMethod):
         """The modules whose update is predicted to raise the loss."""
         if self.strength == 0:
             return Choice(names=frozenset(), reason="strength 0 keeps every module")
-        names = frozenset(one.layer.name for one in assessments if one.score is not None and one.score > 0)
-        return Choice(names=names, reason="it is not predicted to raise the loss of refusing")
+        harmful = [one for one in assessments if one.score is not None and one.score > 0]
+        names = highest(harmful, share_of(harmful, self.share)).names
+        return Choice(names=names, reason="it is not predicted to raise the loss of refusing, or others do so more")
 
     def _projected(self, layer: LoraLayer, gradient: Gradient) -> LoraLayer:
         u = gradient.u[:, : self.directions]

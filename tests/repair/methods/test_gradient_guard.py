@@ -1,5 +1,6 @@
 """`gradient_guard` against whole gradients and updates in float64."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -67,6 +68,26 @@ def test_minimal_form_leaves_no_predicted_damage(context: RepairContext, directi
     assert dense.relative(dense.delta(found), wanted) < 1e-5
     assert abs(float((g * dense.delta(found)).sum())) < 1e-5 * float((g * d).sum())
     assert (found.rank, verdict.decision) == (layer.rank + directions, Decision.PATCHED)
+
+
+@pytest.mark.parametrize(("share", "strength"), [(1.0, 1.0), (0.5, 0.4)])
+def test_scale_shrinks_the_modules_that_do_most_damage(context: RepairContext, share: float, strength: float) -> None:
+    """The right share of those with a positive inner product, the largest first, and nothing else."""
+    adapter = tiny.adapter()
+    damage = {
+        layer.name: float((whole_gradient(context, layer) * dense.delta(layer)).sum()) for layer in adapter.layers
+    }
+    harmful = sorted((name for name in damage if damage[name] > 0), key=lambda name: -damage[name])
+    chosen = set(harmful[: math.ceil(share * len(harmful))])
+    assert 0 < len(chosen) <= len(harmful) < len(damage)
+
+    repaired = run(context, "gradient_guard", form="scale", share=share, strength=strength)
+
+    for layer in adapter.layers:
+        kept = 1 - strength if layer.name in chosen else 1
+        found = dense.delta(repaired.adapter.by_name[layer.name])
+        torch.testing.assert_close(found, kept * dense.delta(layer), rtol=1e-5, atol=1e-8)
+    assert {v.name for v in repaired.verdicts if v.decision is Decision.SCALED} == chosen
 
 
 def test_minimal_form_shares_the_change_with_the_bias(context: RepairContext) -> None:
