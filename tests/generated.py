@@ -41,7 +41,8 @@ def methods_table(catalogue: dict[str, Any]) -> str:
     """The README's table of methods."""
     lines = ["| method | what it does | needs | cost | source |", "|---|---|---|---|---|"]
     for method in catalogue["methods"]:
-        needs = ", ".join(method["needs"]) or "the adapter alone"
+        alone = "what its steps need" if method["name"] == "compose" else "the adapter alone"
+        needs = ", ".join(method["needs"]) or alone
         paper = method["paper"]
         source = f"[paper]({paper})" if paper.startswith("http") else paper
         lines.append(f"| `{method['name']}` | {method['summary']} | {needs} | {method['cost']} | {source} |")

@@ -33,7 +33,7 @@ class Form(StrEnum):
     MINIMAL = "minimal"
     """``D - strength (<G, D> / |G|^2) G``: the smallest change that leaves no predicted damage; the rank grows."""
     SCALE = "scale"
-    """``(1 - strength) D`` where the damage is predicted: the plain scale of M4, with the modules picked by gradient."""
+    """``(1 - strength) D`` where damage is predicted: the plain scale of M4, its modules picked by gradient."""
 
 
 class GradientGuard(RepairMethod):
