@@ -183,8 +183,14 @@ def summary_of(report: dict[str, Any]) -> dict[str, Any]:
         "attack_after": after.get("harmful"),
         "over_refusal": after.get("over_refusal"),
         "utility": after.get("utility"),
-        "method": report.get("method"),
+        "method": applied(report),
     }
+
+
+def applied(report: dict[str, Any]) -> str | None:
+    """The method that won, or the methods, one after the other."""
+    steps = (report.get("parameters") or {}).get("steps")
+    return " +\n".join(step["method"] for step in steps) if steps else report.get("method")
 
 
 def checks_of(arm: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
