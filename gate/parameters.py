@@ -107,6 +107,14 @@ def fused_home(module: str) -> tuple[str, int, int, int] | None:
     return None
 
 
+def spellings(module: str) -> tuple[str, ...]:
+    """A module's path, and for the router of a Mixtral its path in files, or in the model class."""
+    for ending, other in ((".mlp.gate", ".block_sparse_moe.gate"), (".block_sparse_moe.gate", ".mlp.gate")):
+        if module.endswith(ending):
+            return (module, f"{module.removesuffix(ending)}{other}")
+    return (module,)
+
+
 def homes(parameter: str) -> tuple[str, ...]:
     """This parameter, and what else model classes call it."""
     container, _, leaf = parameter.rpartition(".")

@@ -12,7 +12,7 @@ from gate.config import AdapterConfig
 from gate.errors import Refused, Rule
 from gate.header import Header, TensorEntry
 from gate.names import WEIGHTS_FILE as FILE
-from gate.parameters import Site, homes, parameters_at, site_of, stored_apart
+from gate.parameters import Site, homes, parameters_at, site_of, spellings, stored_apart
 from gate.records import PREFIX, ModuleKind, ModuleRecord, Shapes, Weights, module_of, refusal
 from gate.replacements import Replacements
 from gate.scan import FORMATS
@@ -189,7 +189,7 @@ class _Judge:
     def _fits(self, record: ModuleRecord, key_a: str, key_b: str) -> None:
         if self.shapes is None:
             return
-        stored = self.shapes.get(record.name)
+        stored = next((self.shapes[name] for name in spellings(record.name) if name in self.shapes), None)
         if stored is None and record.name.rpartition(".")[2] in OUTPUT_LAYERS:  # a head that is tied to the embedding
             words = [shape for name, shape in self.shapes.items() if name.rpartition(".")[2] in _EMBEDDINGS]
             stored = words[0] if len(words) == 1 else None

@@ -6,20 +6,19 @@ the embedding's weight. Nothing is read before it is asked for, and then only th
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from gate.parameters import homes, stored_apart
+from gate.parameters import homes, spellings, stored_apart
 from repair.errors import MissingWeight, ShapeMismatch, WrongReference
 from repair.experts import exchanged, stored_transposed
 from repair.lora import LoraLayer, ParameterSlot, Weight
+from repair.stored_weight import StackedWeight, StoredWeight
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -28,51 +27,6 @@ _HEADS = frozenset({"lm_head", "embed_out"})
 _EMBEDDINGS = frozenset({"embed_tokens", "wte", "embed_in"})
 _POSITIONS = frozenset({"wpe", "embed_positions"})
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoredWeight:
-    """A two-dimensional tensor in a file, or one expert of a three-dimensional one, seen as out x in."""
-
-    key: str
-    handle: Any
-    stored: tuple[int, int]
-    transposed: bool
-    expert: int | None = None
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(out, in)."""
-        return self.stored[::-1] if self.transposed else self.stored
-
-    def rows(self, start: int, stop: int) -> Tensor:
-        """Some output rows, in the format of the file."""
-        part = self.handle.get_slice(self.key)
-        wanted = (slice(None), slice(start, stop)) if self.transposed else (slice(start, stop),)
-        tensor: Tensor = part[wanted] if self.expert is None else part[(self.expert, *wanted)]
-        return tensor.T if self.transposed else tensor
-
-
-@dataclass(frozen=True, kw_only=True)
-class StackedWeight:
-    """Weights that a model class holds as one, stored apart: the rows of one below those of the other."""
-
-    parts: tuple[StoredWeight, ...]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(out, in)."""
-        return sum(part.shape[0] for part in self.parts), self.parts[0].shape[1]
-
-    def rows(self, start: int, stop: int) -> Tensor:
-        """Some output rows, in the format of the file."""
-        found, first = [], 0
-        for part in self.parts:
-            low, high = max(start, first) - first, min(stop, first + part.shape[0]) - first
-            if low < high:
-                found.append(part.rows(low, high))
-            first += part.shape[0]
-        return found[0] if len(found) == 1 else torch.cat(found)
 
 
 class Checkpoint:
@@ -250,10 +204,11 @@ class Checkpoint:
 
     def _own(self, module: str) -> str | None:
         """The tensor of this module: by its full name, else by the one name that differs in the prefix only."""
-        exact = f"{module}.weight"
-        if exact in self._files:
-            return exact
-        alike = self._by_short_name.get(short_name(exact), [])
+        exact = [key for key in (f"{name}.weight" for name in spellings(module)) if key in self._files]
+        if exact:
+            return exact[0]
+        short = (short_name(f"{name}.weight") for name in spellings(module))
+        alike = [key for name in short for key in self._by_short_name.get(name, [])]
         if len(alike) > 1:
             raise MissingWeight(f"the name fits several tensors: {alike}", field=module, file=str(self.directory))
         return alike[0] if alike else None

@@ -42,6 +42,8 @@ def _mergeable(adapter_dir: Path) -> dict[str, LoraLayer]:
     for layer in adapter.layers:
         if layer.magnitude is not None or layer.bias is not None:
             raise UnsupportedAdapter("only a plain LoRA can be merged", field=layer.name)
+        if layer.slot is not None and layer.slot.expert is not None:
+            raise UnsupportedAdapter("fused experts are not merged into files: PEFT can", field=layer.name)
     return adapter.by_name
 
 

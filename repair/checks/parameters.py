@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gate.parameters import fused_home, homes
+from gate.parameters import fused_home, homes, spellings
 from repair.checks.errors import ArmUnsupported
 from repair.lora import LoraLayer
 
@@ -48,8 +48,8 @@ def place_of(modules: Mapping[str, nn.Module], layer: LoraLayer) -> Place | None
     """Where the model keeps what this layer adapts, if that is a bare parameter; None when it is a module's weight."""
     if layer.slot is not None:
         path, expert, part, parts = layer.slot.parameter, layer.slot.expert, 0, 1
-    elif layer.name in modules:
-        return _router(modules[layer.name])
+    elif any(name in modules for name in spellings(layer.name)):
+        return _router(next(modules[name] for name in spellings(layer.name) if name in modules))
     else:
         found = fused_home(layer.name)
         if found is None:

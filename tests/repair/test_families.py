@@ -254,6 +254,24 @@ def test_fused_experts(pairs: Pairs, tmp_path: Path, family: str, layout: str) -
     close(nothing, families.logits(pair.model))
 
 
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_a_router_is_adapted_as_the_parameter_that_it_became(pairs: Pairs, tmp_path: Path, family: str) -> None:
+    """Once a linear called gate; PEFT targets its weight now, and Mixtral's files know it by another path."""
+    pair = pairs(family)
+    before = families.trained(pair.model, tmp_path / "in", target_modules=["q_proj", "gate"])
+    found = read_adapter(tmp_path / "in")
+
+    assert [layer.name for layer in found.layers if layer.slot is not None] == [
+        f"model.layers.{block}.mlp.gate" for block in range(2)
+    ]
+    close(families.dense_logits(pair.model, found), before)
+    with adapter_hooks(pair.model, found):
+        close(families.logits(pair.model), before)
+    for method, parameters in {"scale": {"strength": 0.5}, "safe_lora": {"threshold": 1.0}}.items():
+        after = written(pair, tmp_path / "in", tmp_path / f"by {method}", method, **parameters)
+        assert not torch.allclose(after, before, atol=1e-4)
+
+
 def test_a_measured_model_is_left_as_it_was(pairs: Pairs, tmp_path: Path) -> None:
     """The very parameters, and bit for bit what it said, also when something breaks inside."""
     pair = pairs("qwen3_moe")

@@ -1,5 +1,6 @@
 """Merging a LoRA into a model folder."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from repair.adapter_file import write_adapter
 from repair.errors import MissingWeight, OutputExists, ShapeMismatch, UnsupportedAdapter
+from repair.lora import ParameterSlot
 from repair.merge import merge_adapter
 from tests import tiny
 
@@ -82,5 +85,11 @@ def test_refuses_what_it_cannot_merge_exactly(tmp_path: Path) -> None:
     dora = tiny.write_adapter_files(tmp_path / "dora", tensors_of, tiny.adapter_config(use_dora=True))
     with pytest.raises(UnsupportedAdapter):
         merge_adapter(source, dora, tmp_path / "o2")
+    slot = ParameterSlot(parameter="model.layers.0.mlp.experts.down_proj", expert=0, experts=1)
+    expert = type(wide)(layers=(tiny.layer("model.layers.0.mlp.experts.0.down_proj", slot=slot),))
+    fused_config = tiny.adapter_config(target_modules=[], target_parameters=[slot.parameter])
+    write_adapter(replace(expert, config=fused_config), tmp_path / "fused")
+    with pytest.raises(UnsupportedAdapter, match="fused experts"):
+        merge_adapter(source, tmp_path / "fused", tmp_path / "o3")
     with pytest.raises(OutputExists):
         merge_adapter(source, tiny.tiny_adapter_dir(tmp_path / "plain"), source)

@@ -117,6 +117,8 @@ def problems(folders: Path) -> list[tuple[list[object], str, str]]:
         (["repair", adapter, "--method", "scale", "--set", "strength=7", *out], "scale.strength", "bad-parameters"),
         (["repair", adapter, "--method", "scale", "--set", "strength", *out], "scale.strength", "bad-parameters"),
         (["repair", adapter, "--method", "scale", "--device", "abacus", *out], "device", "bad-parameters"),
+        (["repair", adapter, "--method", "scale", "--rank-limit", 1, *out], "rank-limit", "bad-parameters"),
+        (["repair", adapter, "--method", "scale", "--replacements", "keep", *out], "replacements", "bad-parameters"),
         (["repair", adapter, "--method", "scale", "--out", adapter], "", "output-exists"),
         (["repair", adapter, "--method", "safe_lora", *out], "aligned", "missing-reference"),
         (["repair", adapter, "--method", "scale", "--aligned", folders, *out], "", "wrong-reference"),
@@ -125,7 +127,7 @@ def problems(folders: Path) -> list[tuple[list[object], str, str]]:
     ]
 
 
-@pytest.mark.parametrize("number", range(9))
+@pytest.mark.parametrize("number", range(11))
 def test_an_error_is_one_problem_and_exit_code_one(
     folders: Path, capsys: pytest.CaptureFixture[str], number: int
 ) -> None:
@@ -147,6 +149,12 @@ def test_an_error_is_one_problem_and_exit_code_one(
         (["repair", "a", "--out", "o", "--policy", "demo", "--set", "strength=1"], ("--set", "--policy")),
         (["repair", "a", "--out", "o", "--policy", "demo", "--balanced"], ("--balanced", "--policy")),
         (["repair", "a", "--out", "o", "--policy", "demo", "--drop-replacements"], ("--drop-replacements", "--policy")),
+        (["repair", "a", "--out", "o", "--policy", "demo", "--replacements", "drop"], ("--replacements", "--policy")),
+        (["repair", "a", "--out", "o", "--policy", "demo", "--rank-limit", "8"], ("--rank-limit", "--policy")),
+        (
+            ["repair", "a", "--out", "o", "--method", "scale", "--drop-replacements", "--replacements", "drop"],
+            ("--drop-replacements", "--replacements"),
+        ),
         (["repair", "a", "--out", "o", "--method", "scale", "--samples", "s.jsonl"], ("--samples", "--method")),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
