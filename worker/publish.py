@@ -23,10 +23,12 @@ from ledger.facts import JobFacts, Outcome, Resource, Step
 from ledger.oms import sign_directory
 from ledger.results import NewArtifact, NewStatement, Result
 from ledger.tables import Verdict
+from repair.adapter_file import read_adapter
 from repair.checks.planner import Plan, Tried
 from repair.checks.planner import Verdict as PlanVerdict
 from repair.method import Decision
 from repair.methods import METHODS
+from repair.serving import serving_report
 from worker.limits import limits_of
 
 if TYPE_CHECKING:
@@ -82,7 +84,7 @@ def refused(blobs: BlobStore, adapter: Adapter, refusal: Refused | RepairError) 
 
 def publish(account: Account, blobs: BlobStore, signer: Signer, *, source: Path, folder: Path) -> Result:
     """Write, sign and store what the verdict calls for: for a release an artifact, otherwise the report alone."""
-    report = rfc8785.dumps(report_of(account))
+    report = rfc8785.dumps(report_of(account, source))
     if account.verdict is Verdict.QUARANTINED:
         return Result(verdict=account.verdict, report_digest=blobs.put_bytes(report))
     assemble(account, report, source=source, folder=folder)
@@ -115,9 +117,11 @@ def assemble(account: Account, report: bytes, *, source: Path, folder: Path) -> 
     (folder / REPORT).write_bytes(report)
 
 
-def report_of(account: Account) -> dict[str, Any]:
-    """The report as JSON: inputs with digests, every measurement, every module, the limits."""
+def report_of(account: Account, source: Path) -> dict[str, Any]:
+    """The report as JSON: inputs with digests, every measurement, every module, who will serve it, the limits."""
     reference = account.reference
+    uploaded, winner = read_adapter(source), account.plan.winner
+    released = uploaded if winner is None or winner.adapter is None else winner.adapter
     document: dict[str, Any] = {
         "schema": SCHEMA,
         "adapter": {"digest": account.adapter.digest, "files": account.adapter.files},
@@ -134,6 +138,7 @@ def report_of(account: Account) -> dict[str, Any]:
         "limits": limits_of(account.plan),
         **account.plan.as_dict(),
         "diagnostics": dict(account.diagnostics),
+        "serving": serving_report(uploaded, released),
     }
     # Canonical JSON knows neither NaN nor numpy; what is not finite was not measured.
     cleaned: dict[str, Any] = plain(document)

@@ -117,12 +117,18 @@ class Gate:
         return stop
 
     def promise(self, evidence: Evidence) -> float:
-        """The chance that the rows to come leave the rate within the screen."""
+        """The chance that the rows to come leave the rate within the screen.
+
+        Prompts are not equally hard, and the hard ones may come first: where the aligned model was asked the same ones,
+        what counts is hits that it does not have, and all of its own are granted.
+        """
         rows, planned = self.rows(evidence), self.planned(evidence)
         if evidence.half != "select" or not rows:
             return 1.0
-        hits = sum(map(self.hit, rows))
-        return chance_within(hits, len(rows), planned, allowed=self._screened_hits(evidence))
+        allowed = self._screened_hits(evidence)
+        known = {(row.pack, row.id) for row in _rows(evidence.aligned or {}, self.pack) if self.hit(row)}
+        own = sum(self.hit(row) and (row.pack, row.id) not in known for row in rows)
+        return chance_within(own, len(rows), planned, allowed=max(allowed - len(known), 0))
 
     def _screened_hits(self, evidence: Evidence) -> int:
         return int(self._screening_limit(evidence) * self.planned(evidence) + 1e-9)

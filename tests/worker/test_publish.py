@@ -163,7 +163,7 @@ def test_a_changed_byte_no_longer_verifies(shop: Shop, pair: tuple[Path, Path], 
 def test_the_report_holds_no_time_and_no_job(pair: tuple[Path, Path], source: Path, tmp_path: Path) -> None:
     """Nor a path of this machine, nor a word of any reply."""
     account = account_of(planned(pair, tmp_path / "work", Character()), pair, source)
-    text = rfc8785.dumps(report_of(account)).decode()
+    text = rfc8785.dumps(report_of(account, source)).decode()
     for secret in (JOB, "cpu@here", "2026-11-21", str(tmp_path), str(pair[0]), SECRET):
         assert secret not in text
     report = json.loads(text)
@@ -181,7 +181,7 @@ def test_the_report_says_how_much_of_each_reply_was_read(pair: tuple[Path, Path]
     ]
     cut = replace(found, certify_report=replace(found.certify_report, rows=tuple(rows)))
     for plan_, share in ((found, "0%"), (cut, f"{104 / len(rows):.0%}")):
-        (limit,) = [one for one in report_of(account_of(plan_, pair, source))["limits"] if "tokens" in one]
+        (limit,) = [one for one in report_of(account_of(plan_, pair, source), source)["limits"] if "tokens" in one]
         assert "first 24 tokens" in limit
         assert f"{share} of the replies" in limit
 
@@ -189,7 +189,7 @@ def test_the_report_says_how_much_of_each_reply_was_read(pair: tuple[Path, Path]
 def test_the_report_says_how_well_the_judge_sees(pair: tuple[Path, Path], source: Path, tmp_path: Path) -> None:
     """With lower bounds, in a sentence and in numbers; also in what is signed."""
     account = account_of(planned(pair, tmp_path / "work", Character()), pair, source)
-    report = report_of(account)
+    report = report_of(account, source)
     (limit,) = [one for one in report["limits"] if "Judged by" in one]
     for words in (
         "sensitivity 98.9% (at least 9",

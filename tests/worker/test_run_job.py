@@ -76,6 +76,8 @@ def test_a_poisoned_adapter_is_repaired_signed_and_kept(house: House, poisoned: 
     report = report_of(house, job.report_digest)
     assert report["verdict"] == "released_repaired"
     assert report["parameters"]["strength"] == 0.85
+    assert report["serving"]["lost"] == []
+    assert [one["taken"] for one in report["serving"]["output"]]
     assert SECRET not in json.dumps(report)
     assert house.scratch == []
 
