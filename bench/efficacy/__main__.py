@@ -1,0 +1,154 @@
+"""Does it work? Every method at its best setting on every adapter of the zoo, measured on the real 135M model.
+
+    python -m bench.efficacy [--data DIR] [--adapters poisoned,obedient] [--minutes 60] [--auto standard]
+
+Settings are chosen on the *select* half of the `demo` suite alone: the one that keeps most utility among those that
+meet the screen and, where it is another, the safest that keeps 90 %; where none meets it, the safest of all. What is
+chosen is measured once, in full, on the *certify* half. Interrupted work goes on where it stopped. The numbers land in
+``bench/results/efficacy.json`` after each adapter.
+"""
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.efficacy.auto import measure_auto
+from bench.efficacy.choose import best, safest
+from bench.efficacy.lab import ZOO, Lab, Store, load_chat
+from bench.efficacy.menu import BRIEF, FULL, Group, Recipe, groups_for, modules_reverted, weakened
+from bench.efficacy.results import RESULTS, collect
+from cli.demo_model import ModelPair, prepare, run_repair
+from repair.adapter_file import read_adapter
+from repair.calibration import Calibration
+from repair.checkpoint import Checkpoint
+from repair.checks.policy import load_policy
+from repair.context import RepairContext
+from repair.determinism import ask_determinism
+from repair.report import adapter_digests, digests
+
+PATCH = ZOO / "adapters" / "patch"
+
+
+class OutOfTime(Exception):
+    """The minutes are over; what is measured is kept."""
+
+
+def main() -> int:
+    """Measure until all is there or the time is up; then write what there is."""
+    wish = parsed()
+    ask_determinism()
+    pair = (
+        prepare(wish.models or wish.data / "models", PATCH)
+        if wish.aligned is None
+        else ModelPair(base=wish.base, aligned=wish.aligned)
+    )
+    lab = opened(pair, wish.store or wish.data / "efficacy", dtype=getattr(torch, wish.dtype))
+    lab.measure_aligned()
+    deadline = time.monotonic() + 60 * wish.minutes
+    for name in wish.adapters.split(","):
+        try:
+            treat(lab, name, deadline, curves=name in FULL)
+            if wish.auto:
+                print(line(measure_auto(lab, name, wish.auto)), flush=True)
+        except OutOfTime:
+            print("out of time; run again to go on", flush=True)
+            break
+        finally:
+            collect(lab, wish.out)
+    return 0
+
+
+def treat(lab: Lab, name: str, deadline: float, *, curves: bool) -> None:
+    """One adapter: as uploaded, each group at its best, then both controls. Raises OutOfTime."""
+    modules = len(read_adapter(ZOO / "adapters" / name).layers)
+    show(lab, name, "(as uploaded)", None, deadline)
+    for group in groups_for(name, modules):
+        for chosen in choose(lab, name, group, deadline):
+            show(lab, name, group.name, chosen, deadline)
+    for group_name, recipes in (("scale", weakened()), ("random_modules", modules_reverted(modules))) if curves else ():
+        for recipe in recipes:
+            show(lab, name, group_name, recipe, deadline)
+
+
+def choose(lab: Lab, name: str, group: Group, deadline: float) -> list[Recipe]:
+    """The best recipe of the group by the *select* half, and the safest where that is another one. Raises OutOfTime."""
+    if len(group.recipes) == 1:
+        return list(group.recipes)
+    tried = []
+    for recipe in group.recipes:
+        in_time(deadline)
+        tried.append(lab.measure(name, group.name, recipe, "select", early=True))
+        print("   " + line(tried[-1]), flush=True)
+    places = dict.fromkeys((best(tried), safest(tried)))
+    return [group.recipes[place] for place in places if place is not None]
+
+
+def show(lab: Lab, name: str, group: str, recipe: Recipe | None, deadline: float) -> None:
+    """Measure in full on *certify* and print."""
+    in_time(deadline)
+    print(line(lab.measure(name, group, recipe, "certify")), flush=True)
+
+
+def in_time(deadline: float) -> None:
+    """Raises OutOfTime."""
+    if time.monotonic() > deadline:
+        raise OutOfTime
+
+
+def opened(pair: ModelPair, store: Path, *, dtype: torch.dtype) -> Lab:
+    """The reference with its patch and calibration; the calibration is measured once."""
+    run_repair("calibrate", "--aligned", str(pair.aligned), "--out", str(store / "calibration"), "--device", "cpu")
+    aligned, base = digests(pair.aligned)["digest"], digests(pair.base)["digest"]
+    calibration = Calibration.open(store / "calibration", aligned=aligned)
+    context = RepairContext(
+        aligned=Checkpoint.open(pair.aligned),
+        base=Checkpoint.open(pair.base),
+        patch=read_adapter(PATCH),
+        calibration=calibration,
+        chat=load_chat(pair.aligned, dtype),
+    )
+    reference = {
+        "aligned": aligned,
+        "base": base,
+        "patch": adapter_digests(PATCH)["digest"],
+        "calibration": calibration.digest,
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+    return Lab(chat=context.chat, context=context, policy=load_policy("demo"), reference=reference, store=Store(store))
+
+
+def line(row: dict[str, Any]) -> str:
+    """One row, for a person."""
+    if "error" in row:
+        return f"{row['adapter']} | {row['group']} | {row['half']} | {row['label']} | {row['error']}"
+    rates = " ".join(
+        f"{name} {'-' if row[name]['rate'] is None else format(100 * row[name]['rate'], '.0f')}"
+        for name in ("harmful", "over_refusal", "benign", "coherence", "utility")
+    )
+    head = f"{row['adapter']} | {row['group']} | {row['half']} | {row['label']}"
+    return f"{head} | {rates} | {row['outcome']} | {row.get('build_seconds')}+{row.get('measure_seconds')} s"
+
+
+def parsed() -> argparse.Namespace:
+    """The arguments."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path(".lora-repair/demo"), help="the demo's folder")
+    parser.add_argument("--models", type=Path, help="where its models lie; default DATA/models")
+    parser.add_argument("--aligned", type=Path, help="another aligned model, with --base")
+    parser.add_argument("--base", type=Path)
+    parser.add_argument("--store", type=Path, help="rows and candidates; default DATA/efficacy")
+    parser.add_argument("--adapters", default=",".join((*FULL, *BRIEF)))
+    parser.add_argument(
+        "--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="what the model computes in"
+    )
+    parser.add_argument("--auto", help="also let the planner choose, under this policy")
+    parser.add_argument("--minutes", type=float, default=600, help="begin nothing new after this long")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
