@@ -10,6 +10,7 @@ chosen is measured once, in full, on the *certify* half. Interrupted work goes o
 
 import argparse
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,16 @@ import torch
 from bench.efficacy.auto import measure_auto
 from bench.efficacy.choose import best, safest
 from bench.efficacy.lab import ZOO, Lab, Store, load_chat
-from bench.efficacy.menu import BRIEF, FULL, Group, Recipe, groups_for, modules_reverted, weakened
+from bench.efficacy.menu import (
+    BRIEF,
+    FULL,
+    Group,
+    Recipe,
+    first_controls,
+    first_groups,
+    other_controls,
+    other_groups,
+)
 from bench.efficacy.results import RESULTS, collect
 from cli.demo_model import ModelPair, prepare, run_repair
 from repair.adapter_file import read_adapter
@@ -48,29 +58,40 @@ def main() -> int:
     lab = opened(pair, wish.store or wish.data / "efficacy", dtype=getattr(torch, wish.dtype))
     lab.measure_aligned()
     deadline = time.monotonic() + 60 * wish.minutes
-    for name in wish.adapters.split(","):
-        try:
-            treat(lab, name, deadline, curves=name in FULL)
-            if wish.auto:
-                print(line(measure_auto(lab, name, wish.auto)), flush=True)
-        except OutOfTime:
-            print("out of time; run again to go on", flush=True)
-            break
-        finally:
+    names = wish.adapters.split(",")
+    try:
+        for name in names:
+            treat(lab, name, deadline, groups=first_groups, controls=first_controls)
             collect(lab, wish.out)
+        for name in names:
+            treat(lab, name, deadline, groups=other_groups, controls=other_controls)
+            collect(lab, wish.out)
+        for name in names if wish.auto else ():
+            in_time(deadline)
+            print(line(measure_auto(lab, name, wish.auto)), flush=True)
+    except OutOfTime:
+        print("out of time; run again to go on", flush=True)
+    finally:
+        collect(lab, wish.out)
     return 0
 
 
-def treat(lab: Lab, name: str, deadline: float, *, curves: bool) -> None:
+def treat(
+    lab: Lab,
+    name: str,
+    deadline: float,
+    *,
+    groups: Callable[[str, int], list[Group]],
+    controls: Callable[[str, int], list[Recipe]],
+) -> None:
     """One adapter: as uploaded, each group at its best, then both controls. Raises OutOfTime."""
     modules = len(read_adapter(ZOO / "adapters" / name).layers)
     show(lab, name, "(as uploaded)", None, deadline)
-    for group in groups_for(name, modules):
+    for group in groups(name, modules):
         for chosen in choose(lab, name, group, deadline):
             show(lab, name, group.name, chosen, deadline)
-    for group_name, recipes in (("scale", weakened()), ("random_modules", modules_reverted(modules))) if curves else ():
-        for recipe in recipes:
-            show(lab, name, group_name, recipe, deadline)
+    for recipe in controls(name, modules):
+        show(lab, name, recipe.steps[0][0], recipe, deadline)
 
 
 def choose(lab: Lab, name: str, group: Group, deadline: float) -> list[Recipe]:

@@ -53,15 +53,36 @@ class Group:
     recipes: tuple[Recipe, ...]
 
 
-def groups_for(adapter: str, modules: int) -> list[Group]:
-    """What ``adapter``, which adapts so many modules, is treated with; what tells most comes first."""
+def first_groups(adapter: str, modules: int) -> list[Group]:
+    """What tells most about ``adapter``, which adapts so many modules: patches and trained ones, alone and on edits."""
     if adapter in BRIEF:
         return _brief(modules)
     heavy = adapter == "poisoned"
     singles = {group.name: group for group in _singles(modules, heavy=heavy)}
     together = _compositions(modules, heavy=heavy)
-    first = [singles.pop("patch"), *together["edits"], singles.pop("refusal_tune"), *together["trained"]]
-    return [*first, *singles.values()]
+    return [singles["patch"], *together["edits"], singles["refusal_tune"], *together["trained"]]
+
+
+def other_groups(adapter: str, modules: int) -> list[Group]:
+    """All other methods of the registry."""
+    if adapter in BRIEF:
+        return []
+    done = {"patch", "refusal_tune"}
+    return [group for group in _singles(modules, heavy=adapter == "poisoned") if group.name not in done]
+
+
+def first_controls(adapter: str, modules: int) -> list[Recipe]:
+    """The points of both curves that come first."""
+    if adapter in BRIEF:
+        return []
+    return [*(one("scale", strength=s) for s in (0.2, 0.4, 0.6, 0.8)), *_reverted((0.5, 0.7), modules)]
+
+
+def other_controls(adapter: str, modules: int) -> list[Recipe]:
+    """All of them."""
+    if adapter in BRIEF:
+        return []
+    return [*(one("scale", strength=strength) for strength in STRENGTHS), *_reverted(RANDOM_SHARES, modules)]
 
 
 def one(method: str, **parameters: Any) -> Recipe:
@@ -86,7 +107,7 @@ def _brief(modules: int) -> list[Group]:
 def _singles(modules: int, *, heavy: bool) -> list[Group]:
     """Every method of the registry but the controls; each grid holds the defaults and goes toward more of it."""
     third, most = round(0.35 * modules), round(0.7 * modules)
-    weaker = (1.0, 0.7, 0.45) if heavy else (1.0, 0.7)
+    weaker = (1.0, 0.7, 0.45) if heavy else (1.0,)  # each of them is minutes of training
     return [
         Group("patch", (one("patch"), one("patch", strength=1.5 if heavy else 0.5), one("patch", decouple="adapter"))),
         Group("refusal_tune", tuple(one("refusal_tune", adapter_strength=strength) for strength in weaker)),
@@ -108,8 +129,8 @@ def _singles(modules: int, *, heavy: bool) -> list[Group]:
                 for directions in (4, 32)
             ),
         ),
-        Group("input_guard", _guards("input_guard")),
-        Group("output_guard", _guards("output_guard")),
+        Group("input_guard", (one("input_guard"), *(_plain("input_guard", wide) for wide in (8, 16, 32)))),
+        Group("output_guard", (one("output_guard"), *(_plain("output_guard", wide) for wide in (32, 64)))),
         Group("antidote", tuple(one("antidote", share=share) for share in (0.1, 0.3, 0.6))),
         Group("safe_delta", tuple(one("safe_delta", budget=budget) for budget in (0.5, 0.2, 0.08))),
         Group("safety_freeze", tuple(one("safety_freeze", share=share) for share in (0.075, 0.3, 0.6))),
@@ -129,8 +150,9 @@ def _singles(modules: int, *, heavy: bool) -> list[Group]:
     ]
 
 
-def _guards(name: str) -> tuple[Recipe, ...]:
-    return (one(name), one(name, directions=8), one(name, directions=64), one(name, contrast=False))
+def _plain(name: str, directions: int) -> Recipe:
+    """A guard without the contrast to ordinary prompts."""
+    return one(name, contrast=False, directions=directions)
 
 
 def _compositions(modules: int, *, heavy: bool) -> dict[str, list[Group]]:
@@ -145,6 +167,13 @@ def _compositions(modules: int, *, heavy: bool) -> dict[str, list[Group]]:
                 chain(("safe_lora", {"count": third}), ("patch", {})),
                 chain(("safe_lora", {"mode": "truncated", "count": most}), ("patch", {})),
                 chain(("safe_lora", {"count": most}), ("patch", {})),
+            ),
+        ),
+        Group(
+            "input_guard+patch",
+            tuple(
+                chain(("input_guard", {"contrast": False, "directions": wide}), ("patch", {"strength": strength}))
+                for wide, strength in ((16, 0.5), (16, 1.0), (8, 1.0))
             ),
         ),
         Group(
@@ -170,27 +199,20 @@ def _compositions(modules: int, *, heavy: bool) -> dict[str, list[Group]]:
             "safe_lora+refusal_tune",
             (
                 chain(("safe_lora", {"count": third}), tune),
+                chain(("safe_lora", {"count": round(0.2 * modules)}), tune),
                 chain(("safe_lora", {"mode": "truncated", "count": most}), tune),
             ),
         ),
     ]
-    if heavy:
-        return {"edits": edits, "trained": trained}
-    return {"edits": edits[:2], "trained": [Group("patch+refusal_tune", (chain(("patch", {"strength": 0.5}), tune),))]}
+    return {"edits": edits, "trained": trained} if heavy else {"edits": [edits[0], edits[2]], "trained": []}
 
 
 _PAIRS: Final = ((0.7, 1.0), (0.6, 1.0), (0.5, 1.0), (0.6, 1.5))
 _LIGHT_PAIRS: Final = ((0.8, 0.5), (0.8, 1.0), (0.6, 0.5))
 
 
-def modules_reverted(modules: int) -> Sequence[Recipe]:
-    """The control that reverts modules by lot."""
-    return [one("random_modules", count=round(share * modules), seed=1) for share in RANDOM_SHARES]
-
-
-def weakened() -> Sequence[Recipe]:
-    """The control that weakens all modules alike."""
-    return [one("scale", strength=strength) for strength in STRENGTHS]
+def _reverted(shares: Sequence[float], modules: int) -> list[Recipe]:
+    return [one("random_modules", count=round(share * modules), seed=1) for share in shares]
 
 
 def _short(parameters: dict[str, Any]) -> str:
