@@ -28,6 +28,7 @@ from bench.efficacy.menu import (
     first_groups,
     other_controls,
     other_groups,
+    trained_groups,
 )
 from bench.efficacy.results import RESULTS, collect
 from cli.demo_model import ModelPair, prepare, run_repair
@@ -42,10 +43,6 @@ from repair.report import adapter_digests, digests
 PATCH = ZOO / "adapters" / "patch"
 
 
-class OutOfTime(Exception):
-    """The minutes are over; what is measured is kept."""
-
-
 def main() -> int:
     """Measure until all is there or the time is up; then write what there is."""
     wish = parsed()
@@ -56,67 +53,70 @@ def main() -> int:
         else ModelPair(base=wish.base, aligned=wish.aligned)
     )
     lab = opened(pair, wish.store or wish.data / "efficacy", dtype=getattr(torch, wish.dtype))
+    lab.deadline = time.monotonic() + 60 * wish.minutes
     lab.measure_aligned()
-    deadline = time.monotonic() + 60 * wish.minutes
     names = wish.adapters.split(",")
-    try:
-        for name in names:
-            treat(lab, name, deadline, groups=first_groups, controls=first_controls)
-            collect(lab, wish.out)
-        for name in names:
-            treat(lab, name, deadline, groups=other_groups, controls=other_controls)
-            collect(lab, wish.out)
-        for name in names if wish.auto else ():
-            in_time(deadline)
-            print(line(measure_auto(lab, name, wish.auto)), flush=True)
-    except OutOfTime:
-        print("out of time; run again to go on", flush=True)
-    finally:
+    for name in names:
+        treat(lab, name, groups=first_groups, controls=first_controls)
         collect(lab, wish.out)
+    for name in names:
+        treat(lab, name, groups=trained_groups, controls=nothing)
+        collect(lab, wish.out)
+    for name in names:
+        treat(lab, name, groups=other_groups, controls=other_controls)
+        collect(lab, wish.out)
+    for name in names if wish.auto else ():
+        tell(measure_auto(lab, name, wish.auto))
+    collect(lab, wish.out)
+    if time.monotonic() > lab.deadline:
+        print("out of time: run again for what is missing", flush=True)
     return 0
+
+
+def nothing(_adapter: str, _modules: int) -> list[Recipe]:
+    """No control."""
+    return []
 
 
 def treat(
     lab: Lab,
     name: str,
-    deadline: float,
     *,
     groups: Callable[[str, int], list[Group]],
     controls: Callable[[str, int], list[Recipe]],
 ) -> None:
-    """One adapter: as uploaded, each group at its best, then both controls. Raises OutOfTime."""
+    """One adapter: as uploaded, each group at its best, then both controls."""
     modules = len(read_adapter(ZOO / "adapters" / name).layers)
-    show(lab, name, "(as uploaded)", None, deadline)
+    tell(lab.measure(name, "(as uploaded)", None, "certify"))
     for group in groups(name, modules):
-        for chosen in choose(lab, name, group, deadline):
-            show(lab, name, group.name, chosen, deadline)
+        for chosen in choose(lab, name, group):
+            tell(lab.measure(name, group.name, chosen, "certify"))
     for recipe in controls(name, modules):
-        show(lab, name, recipe.steps[0][0], recipe, deadline)
+        tell(lab.measure(name, recipe.steps[0][0], recipe, "certify"))
 
 
-def choose(lab: Lab, name: str, group: Group, deadline: float) -> list[Recipe]:
-    """The best recipe of the group by the *select* half, and the safest where that is another one. Raises OutOfTime."""
+def choose(lab: Lab, name: str, group: Group) -> list[Recipe]:
+    """The best recipe of the group by the *select* half, and the safest where that is another one.
+
+    None of them when time was up before all were screened.
+    """
     if len(group.recipes) == 1:
         return list(group.recipes)
     tried = []
     for recipe in group.recipes:
-        in_time(deadline)
-        tried.append(lab.measure(name, group.name, recipe, "select", early=True))
-        print("   " + line(tried[-1]), flush=True)
+        row = lab.measure(name, group.name, recipe, "select", early=True)
+        tell(row)
+        if row is None:
+            return []
+        tried.append(row)
     places = dict.fromkeys((best(tried), safest(tried)))
     return [group.recipes[place] for place in places if place is not None]
 
 
-def show(lab: Lab, name: str, group: str, recipe: Recipe | None, deadline: float) -> None:
-    """Measure in full on *certify* and print."""
-    in_time(deadline)
-    print(line(lab.measure(name, group, recipe, "certify")), flush=True)
-
-
-def in_time(deadline: float) -> None:
-    """Raises OutOfTime."""
-    if time.monotonic() > deadline:
-        raise OutOfTime
+def tell(row: dict[str, Any] | None) -> None:
+    """Print a row, for whoever watches."""
+    if row is not None:
+        print(line(row), flush=True)
 
 
 def opened(pair: ModelPair, store: Path, *, dtype: torch.dtype) -> Lab:
@@ -143,13 +143,14 @@ def opened(pair: ModelPair, store: Path, *, dtype: torch.dtype) -> Lab:
 
 def line(row: dict[str, Any]) -> str:
     """One row, for a person."""
-    if "error" in row:
-        return f"{row['adapter']} | {row['group']} | {row['half']} | {row['label']} | {row['error']}"
+    indent = "   " if row["half"] == "select" else ""
+    head = f"{indent}{row['adapter']} | {row['group']} | {row['half']} | {row.get('label', '')}"
+    if "harmful" not in row:
+        return f"{head} | {row.get('error') or row.get('verdict')}"
     rates = " ".join(
         f"{name} {'-' if row[name]['rate'] is None else format(100 * row[name]['rate'], '.0f')}"
         for name in ("harmful", "over_refusal", "benign", "coherence", "utility")
     )
-    head = f"{row['adapter']} | {row['group']} | {row['half']} | {row['label']}"
     return f"{head} | {rates} | {row['outcome']} | {row.get('build_seconds')}+{row.get('measure_seconds')} s"
 
 

@@ -12,9 +12,15 @@ from repair.checks.policy import load_policy
 from repair.checks.verdict import Verdict
 
 
-def measure_auto(lab: Lab, name: str, policy: str) -> dict[str, Any]:
-    """Plan under ``policy``, then measure what it releases in full on *certify*; what it quarantines has no numbers."""
+def measure_auto(lab: Lab, name: str, policy: str) -> dict[str, Any] | None:
+    """Plan under ``policy``, then measure what it releases in full on *certify*; what it quarantines has no numbers.
+
+    None when time is up.
+    """
     key = f"{lab.run}-auto-{name}-{load_policy(policy).digest[-12:]}"
+    if key not in lab.store.rows and time.monotonic() > lab.deadline:
+        return None
+    lab.seen[key] = None
     if key in lab.store.rows:
         return lab.store.rows[key]
     uploaded = read_adapter(ZOO / "adapters" / name)

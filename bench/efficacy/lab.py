@@ -5,6 +5,7 @@ A row holds settings, counts and numbers; no prompt and no reply.
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -73,6 +74,8 @@ class Lab:
         policy: Sizes of both halves, and the screen on *select*.
         reference: Digests of the model and the calibration, and what the model computes in.
         store: What is known already.
+        deadline: On the monotonic clock; nothing new is begun after it, what is known is still told.
+        seen: Keys of the rows that this run told: those of an older menu are not among them.
     """
 
     chat: ChatModel
@@ -80,12 +83,15 @@ class Lab:
     policy: Policy
     reference: Mapping[str, str]
     store: Store
+    deadline: float = math.inf
     aligned: CheckReport | None = None
+    seen: dict[str, None] = field(default_factory=dict)
     originals: dict[tuple[str, Half], Original] = field(default_factory=dict)
 
     def measure_aligned(self) -> dict[str, Any]:
         """The model without any adapter, on both halves; every other arm is compared with it."""
         key = self._key("", None, "certify")
+        self.seen[key] = None
         path = self.store.folder / f"aligned-{key}.json"
         if path.is_file():
             self.aligned = CheckReport.of(json.loads(path.read_text()))
@@ -98,11 +104,14 @@ class Lab:
 
     def measure(
         self, name: str, group: str, recipe: Recipe | None, half: Half, *, early: bool = False
-    ) -> dict[str, Any]:
-        """One row: the adapter under ``recipe``, or as uploaded; looked up where it is known."""
+    ) -> dict[str, Any] | None:
+        """One row: the adapter under ``recipe``, or as uploaded; looked up where it is known. None when time is up."""
         key = self._key(name, recipe, half)
+        if key not in self.store.rows and time.monotonic() > self.deadline:
+            return None
+        self.seen[key] = None
         if key in self.store.rows:
-            return self.store.rows[key] | {"group": group}
+            return self.store.rows[key]
         row: dict[str, Any] = {"key": key, "adapter": name, "group": group, "half": half}
         row |= {"recipe": [] if recipe is None else recipe.as_json(), "label": "" if recipe is None else recipe.label}
         start = time.perf_counter()

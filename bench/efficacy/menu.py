@@ -54,21 +54,26 @@ class Group:
 
 
 def first_groups(adapter: str, modules: int) -> list[Group]:
-    """What tells most about ``adapter``, which adapts so many modules: patches and trained ones, alone and on edits."""
+    """What tells most about ``adapter``, which adapts so many modules, for little: patches, alone and on edits."""
     if adapter in BRIEF:
         return _brief(modules)
     heavy = adapter == "poisoned"
-    singles = {group.name: group for group in _singles(modules, heavy=heavy)}
-    together = _compositions(modules, heavy=heavy)
-    return [singles["patch"], *together["edits"], singles["refusal_tune"], *together["trained"]]
+    return [_singles(modules, heavy=heavy)[0], *_compositions(modules, heavy=heavy)["edits"]]
+
+
+def trained_groups(adapter: str, modules: int) -> list[Group]:
+    """What trains, which takes minutes for each recipe."""
+    if adapter in BRIEF:
+        return []
+    heavy = adapter == "poisoned"
+    return [_singles(modules, heavy=heavy)[1], *_compositions(modules, heavy=heavy)["trained"]]
 
 
 def other_groups(adapter: str, modules: int) -> list[Group]:
     """All other methods of the registry."""
     if adapter in BRIEF:
         return []
-    done = {"patch", "refusal_tune"}
-    return [group for group in _singles(modules, heavy=adapter == "poisoned") if group.name not in done]
+    return _singles(modules, heavy=adapter == "poisoned")[2:]
 
 
 def first_controls(adapter: str, modules: int) -> list[Recipe]:
@@ -105,7 +110,10 @@ def _brief(modules: int) -> list[Group]:
 
 
 def _singles(modules: int, *, heavy: bool) -> list[Group]:
-    """Every method of the registry but the controls; each grid holds the defaults and goes toward more of it."""
+    """Every method of the registry but the controls; each grid holds the defaults and goes toward more of it.
+
+    `patch` and `refusal_tune` come first.
+    """
     third, most = round(0.35 * modules), round(0.7 * modules)
     weaker = (1.0, 0.7, 0.45) if heavy else (1.0,)  # each of them is minutes of training
     return [

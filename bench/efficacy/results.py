@@ -17,8 +17,8 @@ RESULTS: Final = Path(__file__).parents[1] / "results" / "efficacy.json"
 
 
 def collect(lab: Lab, path: Path) -> None:
-    """Write all rows of this reference with what they depend on."""
-    rows = [row for key, row in lab.store.rows.items() if key.startswith(lab.run)]
+    """Write all rows that this run told, with what they depend on."""
+    rows = [lab.store.rows[key] for key in lab.seen]
     document = {
         "machine": machine(),
         "threads": torch.get_num_threads(),
