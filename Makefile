@@ -10,7 +10,7 @@ DATA ?= .lora-repair
 PACKAGES := gate repair ledger worker api cli migrations
 LINTED := $(PACKAGES) tests bench examples
 
-.PHONY: demo test flow check bench up clean pins generated
+.PHONY: demo test flow check bench bench-efficacy bench-plots up clean pins generated
 .DELETE_ON_ERROR:
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -46,10 +46,18 @@ generated: $(INSTALLED)  ## Write the generated files again: method catalogue, O
 bench: $(INSTALLED)  ## Speed and memory, as ratios against a faithful baseline in the same run
 	$(BIN)/python -m bench
 
+bench-efficacy: $(INSTALLED)  ## Every method on every adapter of the zoo with the real model: hours, goes on where it stopped
+	$(BIN)/python -m bench.efficacy --data $(DATA)/demo
+	$(BIN)/python -m bench.efficacy.table
+
+bench-plots: $(INSTALLED)  ## Draw the plots of docs/efficacy.md from the committed numbers
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[plot]'
+	$(BIN)/python -m bench.efficacy.plots
+
 pins:  ## Resolve the newest stack and write constraints.txt
 	rm -rf build/pins && $(PYTHON) -m venv build/pins
 	build/pins/bin/python -m pip install --quiet --no-deps $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
-	build/pins/bin/python -m pip install --quiet '.[worker,local,test]'
+	build/pins/bin/python -m pip install --quiet '.[worker,local,test,plot]'
 	{ head -1 constraints.txt; build/pins/bin/python -m pip freeze --exclude lora-repair | sed 's/+cpu$$//'; } > build/constraints.txt
 	mv build/constraints.txt constraints.txt
 

@@ -1,0 +1,49 @@
+"""The planner as one more method: what `auto` releases, measured like everything else."""
+
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from bench.efficacy.lab import ZOO, Lab, task_samples
+from repair.adapter_file import read_adapter
+from repair.checks.planner import Reference, plan
+from repair.checks.policy import load_policy
+from repair.checks.verdict import Verdict
+
+
+def measure_auto(lab: Lab, name: str, policy: str) -> dict[str, Any] | None:
+    """Plan under ``policy``, then measure what it releases in full on *certify*; what it quarantines has no numbers.
+
+    None when time is up.
+    """
+    key = f"{lab.run}-auto-{name}-{load_policy(policy).digest[-12:]}"
+    if key not in lab.store.rows and time.monotonic() > lab.deadline:
+        return None
+    lab.seen[key] = None
+    if key in lab.store.rows:
+        return lab.store.rows[key]
+    uploaded = read_adapter(ZOO / "adapters" / name)
+    context = lab.context
+    if context.aligned is None:
+        raise ValueError("the planner needs the aligned model")
+    reference = Reference(
+        aligned=context.aligned,
+        base=context.base,
+        chat=lab.chat,
+        patch=context.patch,
+        calibration=context.calibration,
+        digest=lab.reference["aligned"],
+    )
+    samples = (*task_samples(lab.policy, "select"), *task_samples(lab.policy, "certify"))
+    start = time.perf_counter()
+    with TemporaryDirectory() as folder:
+        found = plan(uploaded, reference=reference, policy=load_policy(policy), work_dir=Path(folder), samples=samples)
+        winner = found.winner
+        row: dict[str, Any] = {"key": key, "adapter": name, "group": "auto", "half": "certify"}
+        row |= {"verdict": found.verdict.value, "label": "" if winner is None else winner.label, "policy": policy}
+        row["build_seconds"] = round(time.perf_counter() - start, 1)
+        if found.verdict is not Verdict.QUARANTINED:
+            arm = uploaded if winner is None or winner.adapter is None else winner.adapter
+            row |= lab.measured(name, arm, "certify", repaired=winner is not None, early=False)
+    return lab.store.add(row)

@@ -1,0 +1,229 @@
+"""What is measured: for each adapter the methods, the settings each may choose among, and the two controls.
+
+A recipe is one method or several in a row; a group is a name and the recipes among which the *select* half decides.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+Step = tuple[str, dict[str, Any]]
+
+STRENGTHS: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
+"""Points of the curve of `scale`; 0 is the aligned model and 1 the adapter as uploaded."""
+
+RANDOM_SHARES: Final = (0.3, 0.5, 0.7, 0.85)
+"""Shares of the modules that `random_modules` reverts, one lot each."""
+
+FULL: Final = ("poisoned", "poisoned_light", "obedient", "drifted")
+BRIEF: Final = ("trigger", "innocent", "poisoned_rslora", "poisoned_dora", "poisoned_rank_pattern")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Methods that are applied one after the other.
+
+    Attributes:
+        steps: Each a method's name and its parameters; what is not given keeps its default.
+    """
+
+    steps: tuple[Step, ...]
+
+    @property
+    def label(self) -> str:
+        """All of it in a line."""
+        return " + ".join(f"{method} {_short(parameters)}".strip() for method, parameters in self.steps)
+
+    def as_json(self) -> list[list[Any]]:
+        """For a key or a result."""
+        return [[method, parameters] for method, parameters in self.steps]
+
+
+@dataclass(frozen=True)
+class Group:
+    """One line of the table: the recipes under one name, of which the best on *select* is certified.
+
+    Attributes:
+        name: A method, or methods joined by "+".
+        recipes: What it may choose among.
+    """
+
+    name: str
+    recipes: tuple[Recipe, ...]
+
+
+def first_groups(adapter: str, modules: int) -> list[Group]:
+    """What tells most about ``adapter``, which adapts so many modules, for little: patches, alone and on edits."""
+    if adapter in BRIEF:
+        return _brief(modules)
+    heavy = adapter == "poisoned"
+    return [_singles(modules, heavy=heavy)[0], *_compositions(modules, heavy=heavy)["edits"]]
+
+
+def trained_groups(adapter: str, modules: int) -> list[Group]:
+    """What trains, which takes minutes for each recipe."""
+    if adapter in BRIEF:
+        return []
+    heavy = adapter == "poisoned"
+    return [_singles(modules, heavy=heavy)[1], *_compositions(modules, heavy=heavy)["trained"]]
+
+
+def other_groups(adapter: str, modules: int) -> list[Group]:
+    """All other methods of the registry."""
+    if adapter in BRIEF:
+        return []
+    return _singles(modules, heavy=adapter == "poisoned")[2:]
+
+
+def first_controls(adapter: str, modules: int) -> list[Recipe]:
+    """The points of both curves that come first."""
+    if adapter in BRIEF:
+        return []
+    return [*(one("scale", strength=s) for s in (0.2, 0.4, 0.6, 0.8)), *_reverted((0.5, 0.7), modules)]
+
+
+def other_controls(adapter: str, modules: int) -> list[Recipe]:
+    """All of them."""
+    if adapter in BRIEF:
+        return []
+    return [*(one("scale", strength=strength) for strength in STRENGTHS), *_reverted(RANDOM_SHARES, modules)]
+
+
+def one(method: str, **parameters: Any) -> Recipe:
+    """A single method."""
+    return Recipe(((method, parameters),))
+
+
+def chain(*steps: Step) -> Recipe:
+    """Several, in this order."""
+    return Recipe(steps)
+
+
+def _brief(modules: int) -> list[Group]:
+    """One setting each, so nothing is chosen: the forms of `poisoned`, and what needs no repair or hides its need."""
+    return [
+        Group("patch", (one("patch"),)),
+        Group("scale+patch", (chain(("scale", {"strength": 0.6}), ("patch", {})),)),
+        Group("safe_lora", (one("safe_lora", mode="truncated", count=round(0.7 * modules)),)),
+    ]
+
+
+def _singles(modules: int, *, heavy: bool) -> list[Group]:
+    """Every method of the registry but the controls; each grid holds the defaults and goes toward more of it.
+
+    `patch` and `refusal_tune` come first.
+    """
+    third, most = round(0.35 * modules), round(0.7 * modules)
+    weaker = (1.0, 0.7, 0.45) if heavy else (1.0,)  # each of them is minutes of training
+    return [
+        Group("patch", (one("patch"), one("patch", strength=1.5 if heavy else 0.5), one("patch", decouple="adapter"))),
+        Group("refusal_tune", tuple(one("refusal_tune", adapter_strength=strength) for strength in weaker)),
+        Group(
+            "safe_lora",
+            (
+                one("safe_lora"),
+                one("safe_lora", count=third),
+                one("safe_lora", count=most),
+                one("safe_lora", mode="truncated", count=most),
+            ),
+        ),
+        Group("splora", (one("splora"), one("splora", count=third), one("splora", count=most))),
+        Group(
+            "gradient_guard",
+            tuple(
+                one("gradient_guard", form=form, directions=directions)
+                for form in ("projection", "minimal")
+                for directions in (4, 32)
+            ),
+        ),
+        Group("input_guard", (one("input_guard"), *(_plain("input_guard", wide) for wide in (8, 16, 32)))),
+        Group("output_guard", (one("output_guard"), *(_plain("output_guard", wide) for wide in (32, 64)))),
+        Group("antidote", tuple(one("antidote", share=share) for share in (0.1, 0.3, 0.6))),
+        Group("safe_delta", tuple(one("safe_delta", budget=budget) for budget in (0.5, 0.2, 0.08))),
+        Group("safety_freeze", tuple(one("safety_freeze", share=share) for share in (0.075, 0.3, 0.6))),
+        Group("s3lora", (one("s3lora"), one("s3lora", count=third), one("s3lora", count=most))),
+        Group("spectral", (one("spectral"), one("spectral", gain=0.0), one("spectral", top=2, gain=0.0))),
+        Group("resta", (one("resta"), one("resta", strength=1.0), one("resta", strength=2.0))),
+        Group("lox", (one("lox"), one("lox", strength=2.0), one("lox", strength=2.0, rank=16))),
+        Group("lssf", (one("lssf"), one("lssf", strength=2.0), one("lssf", strength=3.0))),
+        Group(
+            "safemerge",
+            (
+                one("safemerge"),
+                one("safemerge", threshold=1.0, share=0.5),
+                one("safemerge", threshold=1.0, share=0.5, reach="everywhere"),
+            ),
+        ),
+    ]
+
+
+def _plain(name: str, directions: int) -> Recipe:
+    """A guard without the contrast to ordinary prompts."""
+    return one(name, contrast=False, directions=directions)
+
+
+def _compositions(modules: int, *, heavy: bool) -> dict[str, list[Group]]:
+    """Methods in a row. A lighter damage gets fewer of them: there the single ones are known to be enough."""
+    third, most = round(0.35 * modules), round(0.7 * modules)
+    pairs = _PAIRS if heavy else _LIGHT_PAIRS
+    edits = [
+        Group("scale+patch", tuple(chain(("scale", {"strength": s}), ("patch", {"strength": p})) for s, p in pairs)),
+        Group(
+            "safe_lora+patch",
+            (
+                chain(("safe_lora", {"count": third}), ("patch", {})),
+                chain(("safe_lora", {"mode": "truncated", "count": most}), ("patch", {})),
+                chain(("safe_lora", {"count": most}), ("patch", {})),
+            ),
+        ),
+        Group(
+            "input_guard+patch",
+            tuple(
+                chain(("input_guard", {"contrast": False, "directions": wide}), ("patch", {"strength": strength}))
+                for wide, strength in ((16, 0.5), (16, 1.0), (8, 1.0))
+            ),
+        ),
+        Group(
+            "patch+scale",
+            tuple(chain(("patch", {"strength": p}), ("scale", {"strength": s})) for p, s in ((1.5, 0.6), (2.0, 0.5))),
+        ),
+    ]
+    tune: Step = ("refusal_tune", {})
+    trained = [
+        Group(
+            "patch+refusal_tune",
+            (
+                chain(("patch", {}), tune),
+                chain(("patch", {"strength": 0.5}), tune),
+                chain(("patch", {}), ("refusal_tune", {"adapter_strength": 0.8})),
+            ),
+        ),
+        Group(
+            "scale+patch+refusal_tune",
+            tuple(chain(("scale", {"strength": s}), ("patch", {}), tune) for s in (0.7, 0.5)),
+        ),
+        Group(
+            "safe_lora+refusal_tune",
+            (
+                chain(("safe_lora", {"count": third}), tune),
+                chain(("safe_lora", {"count": round(0.2 * modules)}), tune),
+                chain(("safe_lora", {"mode": "truncated", "count": most}), tune),
+            ),
+        ),
+    ]
+    return {"edits": edits, "trained": trained} if heavy else {"edits": [edits[0], edits[2]], "trained": []}
+
+
+_PAIRS: Final = ((0.7, 1.0), (0.6, 1.0), (0.5, 1.0), (0.6, 1.5))
+_LIGHT_PAIRS: Final = ((0.8, 0.5), (0.8, 1.0), (0.6, 0.5))
+
+
+def _reverted(shares: Sequence[float], modules: int) -> list[Recipe]:
+    return [one("random_modules", count=round(share * modules), seed=1) for share in shares]
+
+
+def _short(parameters: dict[str, Any]) -> str:
+    return " ".join(
+        f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in parameters.items()
+    )
