@@ -2,7 +2,7 @@
 
     python -m bench.efficacy [--data DIR] [--adapters poisoned,obedient] [--minutes 60] [--auto standard]
 
-Settings are chosen on the *select* half of the `demo` suite alone: the one that keeps most utility among those that
+Settings are chosen on the *select* half of `suite.toml` alone: the one that keeps most utility among those that
 meet the screen and, where it is another, the safest that keeps 90 %; where none meets it, the safest of all. What is
 chosen is measured once, in full, on the *certify* half. Interrupted work goes on where it stopped. The numbers land in
 ``bench/results/efficacy.json`` after each adapter.
@@ -40,6 +40,7 @@ from repair.context import RepairContext
 from repair.determinism import ask_determinism
 from repair.report import adapter_digests, digests
 
+SUITE = Path(__file__).with_name("suite.toml")
 PATCH = ZOO / "adapters" / "patch"
 
 
@@ -138,7 +139,7 @@ def opened(pair: ModelPair, store: Path, *, dtype: torch.dtype) -> Lab:
         "calibration": calibration.digest,
         "dtype": str(dtype).removeprefix("torch."),
     }
-    return Lab(chat=context.chat, context=context, policy=load_policy("demo"), reference=reference, store=Store(store))
+    return Lab(chat=context.chat, context=context, policy=load_policy(SUITE), reference=reference, store=Store(store))
 
 
 def line(row: dict[str, Any]) -> str:

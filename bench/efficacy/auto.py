@@ -5,7 +5,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from bench.efficacy.lab import ZOO, Lab, task_samples
+from bench.efficacy.lab import ZOO, Lab, numbers, task_samples
 from repair.adapter_file import read_adapter
 from repair.checks.planner import Reference, plan
 from repair.checks.policy import load_policy
@@ -13,7 +13,7 @@ from repair.checks.verdict import Verdict
 
 
 def measure_auto(lab: Lab, name: str, policy: str) -> dict[str, Any] | None:
-    """Plan under ``policy``, then measure what it releases in full on *certify*; what it quarantines has no numbers.
+    """Plan under ``policy`` and take the numbers of its last look at *certify*; without a look there are none.
 
     None when time is up.
     """
@@ -39,11 +39,13 @@ def measure_auto(lab: Lab, name: str, policy: str) -> dict[str, Any] | None:
     start = time.perf_counter()
     with TemporaryDirectory() as folder:
         found = plan(uploaded, reference=reference, policy=load_policy(policy), work_dir=Path(folder), samples=samples)
-        winner = found.winner
-        row: dict[str, Any] = {"key": key, "adapter": name, "group": "auto", "half": "certify"}
-        row |= {"verdict": found.verdict.value, "label": "" if winner is None else winner.label, "policy": policy}
-        row["build_seconds"] = round(time.perf_counter() - start, 1)
-        if found.verdict is not Verdict.QUARANTINED:
-            arm = uploaded if winner is None or winner.adapter is None else winner.adapter
-            row |= lab.measured(name, arm, "certify", repaired=winner is not None, early=False)
+    winner = found.winner
+    row: dict[str, Any] = {"key": key, "adapter": name, "group": "auto", "half": "certify"}
+    row |= {"verdict": found.verdict.value, "label": "" if winner is None else winner.label, "policy": policy}
+    row |= {"build_seconds": round(time.perf_counter() - start, 1), "cost": found.cost.as_dict()}
+    row |= {"candidates": len(found.candidates), "dtype": lab.reference["dtype"]}
+    # Its own certificate: what the planner saw of exactly the released bytes, every prompt asked.
+    report = found.input_report if found.verdict is Verdict.RELEASED_UNCHANGED else found.certify_report
+    if report is not None:
+        row |= numbers(report) | {"measure_seconds": 0.0}
     return lab.store.add(row)

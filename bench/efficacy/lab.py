@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bench.efficacy.menu import Recipe
 from repair.adapter_file import read_adapter, write_adapter
-from repair.checks.backend import ChatModel, Sample
+from repair.checks.backend import Sample
+from repair.checks.chat import ChatModel
 from repair.checks.packs import Half
 from repair.checks.planner import split_samples
 from repair.checks.policy import Policy
@@ -160,13 +161,8 @@ class Lab:
     def original(self, name: str, half: Half) -> Original:
         """The losses that utility is measured against."""
         if (name, half) not in self.originals:
-            adapter = read_adapter(ZOO / "adapters" / name)
-            samples = task_samples(self.policy, half)
-            with self.chat.arm(None):
-                before = tuple(self.chat.loss(samples))
-            with self.chat.arm(adapter):
-                after = tuple(self.chat.loss(samples))
-            self.originals[name, half] = Original(adapter=adapter, samples=samples, aligned=before, losses=after)
+            adapter, samples = read_adapter(ZOO / "adapters" / name), task_samples(self.policy, half)
+            self.originals[name, half] = Original.measure(self.chat, adapter, samples)
         return self.originals[name, half]
 
     @property
