@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from repair.basis_operator import leading_directions, leading_triplets, truncated_operator
-from repair.linalg import Comparison, Spectrum, compare
+from repair.linalg import Comparison, Spectrum, compare_alone
 from repair.lora import LayerReference
 from repair.products import product
 
@@ -39,8 +39,9 @@ class Projection:
     blank: Comparison
 
 
+@functools.lru_cache(maxsize=8)
 def gaussian_probe(out_features: int, columns: int = PROBE_COLUMNS) -> Float[Tensor, "out columns"]:
-    """Columns without any preference, always the same ones: what a score is read against."""
+    """Columns without any preference, always the same ones: what a score is read against. Not to be changed."""
     generator = torch.Generator().manual_seed(PROBE_SEED)
     return torch.randn(out_features, columns, generator=generator)
 
@@ -133,7 +134,7 @@ def truncated_projection(b: Float[Tensor, "out columns"], reference: LayerRefere
 
 def blank_comparison(edited: Float[Tensor, "out columns"], probe: Float[Tensor, "out columns"]) -> Comparison:
     """How an operator treats an update without any preference, neither among outputs nor among inputs."""
-    return compare(edited, probe, torch.eye(probe.shape[1], dtype=torch.float64))
+    return compare_alone(edited, probe)
 
 
 def alignment_basis(
@@ -167,8 +168,8 @@ def alignment_basis(
 def project(x: Float[Tensor, "out columns"], basis: Float[Tensor, "out k"]) -> Float[Tensor, "out columns"]:
     """``basis basis^T x`` without forming ``basis basis^T``."""
     wide = torch.promote_types(x.dtype, basis.dtype)
-    kept: Tensor = basis.to(wide) @ (basis.to(wide).T @ x.to(wide))
-    return kept.to(x.dtype)
+    directions = basis.to(wide)
+    return product(directions, product(directions.T, x.to(wide))).to(x.dtype)
 
 
 def _directions(reference: LayerReference, rank: int) -> Float[Tensor, "out k"] | None:

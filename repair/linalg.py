@@ -104,9 +104,20 @@ def compare(
     edited: Float[Tensor, "out rank"], b: Float[Tensor, "out rank"], inputs: Float[Tensor, "rank rank"]
 ) -> Comparison:
     """I2: three Grams say all about ``edited @ a`` against ``b @ a``; ``inputs`` is ``a @ a.T`` in float64."""
+    edited, b = edited.double(), b.double()  # once: widening costs more than the products
     before = max(0.0, float((gram(b, b) * inputs).sum()))
     after = max(0.0, float((gram(edited, edited) * inputs).sum()))
     cross = float((gram(edited, b) * inputs).sum())
+    return _comparison(before, after, cross)
+
+
+def compare_alone(edited: Float[Tensor, "out columns"], b: Float[Tensor, "out columns"]) -> Comparison:
+    """The same for inputs without any preference: ``a @ a.T`` is the identity, and the Grams are dot products."""
+    one, two = edited.double().flatten(), b.double().flatten()
+    return _comparison(float(two @ two), float(one @ one), float(one @ two))
+
+
+def _comparison(before: float, after: float, cross: float) -> Comparison:
     size = math.sqrt(before * after)
     return Comparison(
         cosine=cross / size if size > 0 else 0.0,

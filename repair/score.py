@@ -13,7 +13,7 @@ import torch
 
 from repair.alignment import published_projection
 from repair.context import RepairContext
-from repair.linalg import compare, delta_energy, gram, homogeneous
+from repair.linalg import compare, gram, homogeneous
 from repair.lora import LayerReference, LoraAdapter, LoraLayer
 from repair.threads import in_threads
 
@@ -74,22 +74,26 @@ def _scored(layers: Mapping[str, LoraLayer], context: RepairContext) -> Iterator
 
 
 def _together(layers: Mapping[str, LoraLayer], reference: LayerReference) -> Iterator[ModuleScore]:
-    silent = {adapter for adapter, layer in layers.items() if delta_energy(layer) == 0}
-    factors = {adapter: homogeneous(layer) for adapter, layer in layers.items() if adapter not in silent}
-    if reference.unusable is not None or not factors:
+    factors = {adapter: homogeneous(layer) for adapter, layer in layers.items()}
+    heard = [adapter for adapter, one in factors.items() if bool(one.b.any())]
+    if reference.unusable is not None or not heard:
         for adapter, layer in layers.items():
             yield ModuleScore(name=layer.name, adapter=adapter, reason=reference.unusable or ZERO)
         return
-    found = published_projection(torch.cat([one.b for one in factors.values()], dim=1), reference, remember=False)
-    widths = [one.b.shape[1] for one in factors.values()]
-    projected = {} if found is None else dict(zip(factors, found.columns.split(widths, dim=1), strict=True))
+    columns = torch.cat([factors[adapter].b for adapter in heard], dim=1)
+    found = published_projection(columns, reference, remember=False)
+    widths = [factors[adapter].b.shape[1] for adapter in heard]
+    projected = {} if found is None else dict(zip(heard, found.columns.split(widths, dim=1), strict=True))
     for adapter, layer in layers.items():
-        if adapter in silent or found is None:
-            reason = ZERO if adapter in silent else NO_DISPLACEMENT
+        if adapter not in heard or found is None:
+            reason = NO_DISPLACEMENT if adapter in heard else ZERO
             yield ModuleScore(name=layer.name, adapter=adapter, reason=reason)
             continue
         one = factors[adapter]
         seen = compare(projected[adapter], one.b, gram(one.a.T, one.a.T))
+        if seen.energy == 0:
+            yield ModuleScore(name=layer.name, adapter=adapter, reason=ZERO)
+            continue
         yield ModuleScore(
             name=layer.name,
             adapter=adapter,

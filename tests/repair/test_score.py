@@ -68,6 +68,19 @@ def test_together_is_one_by_one_up_to_rounding(context: RepairContext) -> None:
     assert alone == {}
 
 
+def test_factors_that_cancel_add_nothing(context: RepairContext) -> None:
+    """Neither factor is zero, but their product is: there is no cosine."""
+    first, *rest = tiny.adapter(rank=2).layers
+    b, a = first.b.clone(), first.a.clone()
+    b[:, 0], a[1] = 0, 0
+    adapter = LoraAdapter(layers=(replace(first, b=b, a=a), *rest))
+
+    found = next(one for one in score_adapters({"one": adapter}, context) if one.name == first.name)
+
+    assert (found.score, found.null, found.shrink) == (None, None, None)
+    assert "zero adapter" in found.reason
+
+
 def test_scores_are_the_dense_cosines(pair: tuple[Path, Path], context: RepairContext) -> None:
     """Of ``V V^T D / |V|`` and ``D``, with the size of the projection."""
     adapters = {"one": tiny.adapter(), "two": tiny.adapter(seed=50, rank=5)}
