@@ -8,6 +8,7 @@ or tokenizer is never read. No text is kept or logged here.
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, TypeVar, final
 
@@ -26,6 +27,7 @@ from repair.lora import LoraAdapter
 _T = TypeVar("_T")
 
 _TURN_ENDS: Final = ("<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<|endoftext|>", "<end_of_turn>", "</s>")
+_REMEMBERED: Final = 4096  # prompts; more than any suite has
 _ANCHOR_BATCH: Final = 8
 _ANCHOR_TOKENS: Final = 16
 _SAME_PROBABILITY: Final = 1e-2  # of any first token, mixed and alone: 16-bit floats round; another arm is far away
@@ -57,6 +59,8 @@ class ChatModel:
         self._apart: tuple[LoraAdapter | None, ...] = ()  # arms that this model cannot mix in one batch
         self._mixes: bool | None = None
         self.tokens = 0
+        # Every arm is asked the same prompts.
+        self._ids_of = lru_cache(maxsize=_REMEMBERED)(self._tokenise)
         model.base_model.register_forward_pre_hook(self._count, with_kwargs=True)
 
     @classmethod
@@ -184,8 +188,11 @@ class ChatModel:
         return [found[at] for at in range(len(what))]
 
     def encode(self, prompt: str) -> list[int]:
-        """Token ids of one user turn in the reference's template, ready for the reply."""
-        return list(self.tokenizer.encode(self._render(prompt), add_special_tokens=False))
+        """Token ids of one user turn in the reference's template, ready for the reply; worked out once for a prompt."""
+        return list(self._ids_of(prompt))
+
+    def _tokenise(self, prompt: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer.encode(self._render(prompt), add_special_tokens=False))
 
     def encode_sample(self, sample: Sample) -> tuple[list[int], list[int]]:
         """Token ids of the question and of the answer with its end of turn."""
