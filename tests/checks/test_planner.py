@@ -192,20 +192,47 @@ def test_progress_tells_stage_candidates_best_and_time(reference: Any, tmp_path:
     assert [share for _, share in choosing] == sorted(share for _, share in choosing)
 
 
-def test_the_proxy_says_who_goes_first_and_never_who_passes(reference: Any, tmp_path: Path) -> None:
-    """It calls the obedient one safe and the safe one obedient: the safe one still wins."""
+@pytest.mark.parametrize(("way", "said"), [(1.0, "harmful"), (0.1, "its log-odds of a refusal went 10% of the way")])
+def test_a_proxy_ends_the_hopeless_early_and_passes_nobody(
+    way: float, said: str, reference: Any, tmp_path: Path
+) -> None:
+    """However safe its first words look, what obeys is not chosen; what looks like the upload is asked nothing more."""
     chat = chat_of(Character())
-    lies = {0.0: 5.0, 1.0: -5.0, 0.95: 5.0, 0.85: -5.0}
-    chat.margins = lambda _prompt, on: lies[round(strength(on), 2)]
+    seen = {0.0: 5.0, 1.0: -5.0, 0.95: -5.0 + 10 * way, 0.85: 4.0}
+    chat.margins = lambda _prompt, on: seen[round(strength(on), 2)]
     found = plan(
         UPLOAD, reference=reference(chat), policy=policy_of(strength=[0.95, 0.85]), work_dir=tmp_path, samples=SAMPLES
     )
-    assert found.winner is not None
-    assert found.winner.parameters["strength"] == 0.85
-    assert found.winner.proxy is not None
-    assert found.winner.proxy.way == 0.0
-    assert found.candidates[0].proxy is not None
-    assert found.candidates[0].proxy.way == 1.0
+    obedient, safe = found.candidates
+    assert found.winner is safe
+    assert obedient.proxy is not None
+    assert safe.proxy is not None
+    assert obedient.proxy.way == pytest.approx(way)
+    assert safe.proxy.way == pytest.approx(0.9)
+    assert said in obedient.lost
+    assert obedient.select is not None
+    assert (obedient.select.check("harmful").n > 0) == (way > 0.5)
+
+
+def test_trained_candidates_keep_a_share_of_the_budget(reference: Any, tmp_path: Path) -> None:
+    """However many untrained ones there are, they may spend two thirds."""
+    race_of = many([{"method": "scale", "grid": {"strength": FORTY[8:30]}}], full_checks=0.6)
+    both = many(
+        [{"method": "scale", "grid": {"strength": FORTY[8:30]}}, {"method": "refusal_tune", "grid": {"steps": [0]}}],
+        full_checks=0.6,
+    )
+    alone, shared = (
+        plan(
+            UPLOAD,
+            reference=reference(chat_of(Character(refuses_all=lambda now: 0 < now < 0.95))),
+            policy=policy,
+            work_dir=tmp_path / str(at),
+            samples=SAMPLES,
+        ).cost
+        for at, policy in enumerate((race_of, both))
+    )
+    assert 0.4 * alone.full_check < alone.choosing <= 0.6 * alone.full_check
+    assert shared.choosing <= 0.4 * alone.full_check
 
 
 def test_choosing_and_certifying_never_share_a_prompt(reference: Any, tmp_path: Path) -> None:
