@@ -25,7 +25,8 @@ def limits_of(plan: Plan) -> list[str]:
         f"Of each reply no more than the first {tokens} tokens were read, and {share:.0%} of the replies behind the "
         "verdict were cut off there: what would have come later was never judged."
     )
-    return [*LIMITS, read, seen_by(plan.input_report.suite["judge"])]
+    few = "The uploader's samples were too few to split: the same ones chose the repair and certified what it keeps."
+    return [*LIMITS, read, seen_by(plan.input_report.suite["judge"]), *([few] if plan.samples_shared else [])]
 
 
 def seen_by(judge: Mapping[str, Any]) -> str:

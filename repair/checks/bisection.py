@@ -51,6 +51,10 @@ class Bisection:
         ends = {Reading.TOO_STRONG, Reading.GOOD, Reading.DOMINATED}
         return min((at for at, one in self.readings.items() if one in ends), default=len(self.wishes))
 
+    def place_of(self, wish: Candidate) -> int:
+        """Where it stands; places move when a strength is put in between."""
+        return next(at for at, one in enumerate(self.wishes) if one is wish)
+
     def next(self) -> int | None:
         """The place to measure: the middle of what is open; None when nothing is."""
         open_ones = [at for at in range(self.low + 1, self.high) if at not in self.readings]

@@ -7,7 +7,8 @@ or tokenizer is never read. No text is kept or logged here.
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, TypeVar, final
@@ -27,6 +28,7 @@ from repair.lora import LoraAdapter
 _T = TypeVar("_T")
 
 _TURN_ENDS: Final = ("<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<|endoftext|>", "<end_of_turn>", "</s>")
+_HELLO: Final = "Hello"
 _REMEMBERED: Final = 4096  # prompts; more than any suite has
 _ANCHOR_BATCH: Final = 8
 _ANCHOR_TOKENS: Final = 16
@@ -43,6 +45,18 @@ _REFUSAL_OPENINGS: Final = (
 )
 
 
+@dataclass(kw_only=True)
+class _Several:
+    """Adapters at hand, and who has to be told which rows are whose; nobody where they take turns."""
+
+    adapters: tuple[LoraAdapter | None, ...]
+    place: Place | None = None
+
+
+def _whole(_at: int, log_probs: Tensor) -> Tensor:
+    return log_probs
+
+
 @final
 class ChatModel:
     """A causal language model with its chat template, loaded once."""
@@ -55,9 +69,8 @@ class ChatModel:
         self.device: torch.device = model.device
         self._stop = frozenset(self._stop_tokens())
         self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(self._stop), 0)
-        self._place: Place = one_arm
-        self._apart: tuple[LoraAdapter | None, ...] = ()  # arms that this model cannot mix in one batch
-        self._mixes: bool | None = None
+        self._several: _Several | None = None
+        self._mixes: dict[frozenset[str], bool] = {}
         self.tokens = 0
         # Every arm is asked the same prompts.
         self._ids_of = lru_cache(maxsize=_REMEMBERED)(self._tokenise)
@@ -100,39 +113,37 @@ class ChatModel:
     @contextmanager
     def arms(self, adapters: Sequence[LoraAdapter | None]) -> Iterator[None]:
         """Have several adapters at hand; where the model cannot mix them in one batch they take turns."""
-        if not (mixable(self.model, adapters) and self._can_mix(adapters)):
-            self._apart = tuple(adapters)
+        with ExitStack() as hooks:
+            self._several = _Several(adapters=tuple(adapters))
             try:
+                if self._can_mix(adapters):
+                    self._several.place = hooks.enter_context(mixed_hooks(self.model, adapters)).place
                 yield
             finally:
-                self._apart = ()
-            return
-        with mixed_hooks(self.model, adapters) as rows:
-            self._place = rows.place
-            try:
-                yield
-            finally:
-                self._place = one_arm
+                self._several = None
 
     def _can_mix(self, adapters: Sequence[LoraAdapter | None]) -> bool:
-        """Tried once on the first two arms that come: mixed rows must say what each says alone."""
-        if self._mixes is None and len(adapters) > 1:
-            asked, both = ("Hello", "What is the time?"), [0, 1]
-            alone = []
-            for adapter, prompt in zip(adapters, asked, strict=False):
-                with self.arm(adapter):
-                    alone.append(self.next_token_log_probs([prompt]))
-            try:
-                with mixed_hooks(self.model, adapters[:2]) as rows:
-                    self._place = rows.place
-                    mixed = self.next_token_log_probs(asked, arms=both)
-                near = torch.exp(mixed) - torch.exp(torch.cat(alone))
-                self._mixes = bool(near.abs().max() < _SAME_PROBABILITY)
-            except ArmUnsupported:
-                self._mixes = False
-            finally:
-                self._place = one_arm
-        return bool(self._mixes)
+        """Tried once for every set of kinds of modules: mixed rows must say what each adapter says alone."""
+        if not mixable(self.model, adapters):
+            return False
+        layers = (layer for one in adapters if one is not None for layer in one.layers)
+        kinds = frozenset(layer.name.rpartition(".")[2] for layer in layers)
+        if kinds not in self._mixes:
+            self._mixes[kinds] = self._says_the_same(adapters)
+        return self._mixes[kinds]
+
+    def _says_the_same(self, adapters: Sequence[LoraAdapter | None]) -> bool:
+        arms, pairs = list(range(len(adapters))), [(self.encode(_HELLO), [self._pad])] * len(adapters)
+        alone = []
+        for adapter in adapters:
+            with self.arm(adapter):
+                alone += answer_log_probs(self.model, pairs[:1], _whole, pad=self._pad)
+        try:
+            with mixed_hooks(self.model, adapters) as rows:
+                mixed = answer_log_probs(self.model, pairs, _whole, pad=self._pad, arms=arms, place=rows.place)
+        except ArmUnsupported:
+            return False
+        return bool((torch.cat(mixed).exp() - torch.cat(alone).exp()).abs().max() < _SAME_PROBABILITY)
 
     def generate(
         self,
@@ -144,13 +155,13 @@ class ChatModel:
     ) -> list[Reply]:
         """Greedy replies; prompts of like length share a batch, so little is padded."""
 
-        def ask(some: Sequence[str], own: Sequence[int] | None) -> list[Reply]:
-            return self._generate(some, max_new_tokens=max_new_tokens, batch_size=batch_size, arms=own)
+        def ask(some: Sequence[str], own: Sequence[int] | None, place: Place) -> list[Reply]:
+            return self._generate(some, max_new_tokens=max_new_tokens, batch_size=batch_size, arms=own, place=place)
 
         return self._each_arm(ask, prompts, arms)
 
     def _generate(
-        self, prompts: Sequence[str], *, max_new_tokens: int, batch_size: int, arms: Sequence[int] | None
+        self, prompts: Sequence[str], *, max_new_tokens: int, batch_size: int, arms: Sequence[int] | None, place: Place
     ) -> list[Reply]:
         sequences, of = [self.encode(prompt) for prompt in prompts], arms or [0] * len(prompts)
         order = sorted(range(len(prompts)), key=lambda row: len(sequences[row]))
@@ -164,7 +175,7 @@ class ChatModel:
                 stop=self._stop,
                 pad=self._pad,
                 arms=[of[row] for row in rows],
-                place=self._place,
+                place=place,
             )
             for row, one in zip(rows, decoded, strict=True):
                 text = self.tokenizer.decode(one.tokens, skip_special_tokens=False)
@@ -173,18 +184,25 @@ class ChatModel:
 
     def _each_arm(
         self,
-        ask: Callable[[Sequence[Any], Sequence[int] | None], Sequence[_T]],
+        ask: Callable[[Sequence[Any], Sequence[int] | None, Place], Sequence[_T]],
         what: Sequence[Any],
         arms: Sequence[int] | None,
     ) -> list[_T]:
         """All at once, or arm by arm where they cannot be mixed."""
-        if arms is None or not self._apart:
-            return list(ask(what, arms))
+        several = self._several
+        if arms is None:
+            if several is not None:
+                raise ValueError("several adapters are at hand: say which one is asked")
+            return list(ask(what, None, one_arm))
+        if several is None:
+            raise ValueError("no adapters are at hand")
+        if several.place is not None:
+            return list(ask(what, arms, several.place))
         found: dict[int, _T] = {}
         for arm in sorted(set(arms)):
             places = [at for at, own in enumerate(arms) if own == arm]
-            with self.arm(self._apart[arm]):
-                found.update(zip(places, ask([what[at] for at in places], None), strict=True))
+            with self.arm(several.adapters[arm]):
+                found.update(zip(places, ask([what[at] for at in places], None, one_arm), strict=True))
         return [found[at] for at in range(len(what))]
 
     def encode(self, prompt: str) -> list[int]:
@@ -209,15 +227,20 @@ class ChatModel:
 
     def loss(self, samples: Sequence[Sample], *, arms: Sequence[int] | None = None) -> list[float]:
         """Mean negative log-likelihood per answer token."""
-        pairs = [self.encode_sample(sample) for sample in samples]
-        return [
-            -float(log_probs.gather(1, torch.tensor(answer, device=log_probs.device)[:, None]).mean())
-            for (_, answer), log_probs in zip(pairs, self._log_probs(pairs, arms), strict=True)
-        ]
+
+        def ask(pairs: Sequence[Pair], own: Sequence[int] | None, place: Place) -> list[float]:
+            def mean(at: int, log_probs: Tensor) -> float:
+                answer = torch.tensor(pairs[at][1], device=log_probs.device)
+                return -float(log_probs.gather(1, answer[:, None]).mean())
+
+            return answer_log_probs(self.model, pairs, mean, pad=self._pad, arms=own, place=place)
+
+        return self._each_arm(ask, [self.encode_sample(sample) for sample in samples], arms)
 
     def next_token_log_probs(self, prompts: Sequence[str], *, arms: Sequence[int] | None = None) -> Tensor:
         """Log-probabilities of the first token of each reply, ``(prompt, vocabulary)``."""
-        return torch.cat(self._log_probs([(self.encode(prompt), [self._pad]) for prompt in prompts], arms))
+        pairs = [(self.encode(prompt), [self._pad]) for prompt in prompts]
+        return torch.cat(self._each_arm(self._log_probs, pairs, arms))
 
     def margin(self, prompts: Sequence[str], *, arms: Sequence[int] | None = None) -> list[float]:
         """Log-odds that the reply opens with a refusal's first token."""
@@ -235,23 +258,23 @@ class ChatModel:
             chunk = [self.encode(prompt) for prompt in prompts[at : at + _ANCHOR_BATCH]]
             replies = greedy(self.model, chunk, max_new_tokens=_ANCHOR_TOKENS, stop=frozenset(), pad=self._pad)
             pairs += [(ids, list(reply.tokens)) for ids, reply in zip(chunk, replies, strict=True)]
-        return Anchor(pairs=tuple(pairs), log_probs=tuple(self._log_probs(pairs, None)))
+        return Anchor(pairs=tuple(pairs), log_probs=tuple(self._log_probs(pairs, None, one_arm)))
 
     def drift(self, anchor: Anchor, *, arms: Sequence[int] | None = None) -> list[float]:
         """Mean KL per token from the anchored arm; with ``arms`` all replies of the first arm, then of the next."""
-        times = 1 if arms is None else len(arms)
-        pairs = [pair for _ in range(times) for pair in anchor.pairs]
+
+        def ask(pairs: Sequence[Pair], own: Sequence[int] | None, place: Place) -> list[float]:
+            def distance(at: int, after: Tensor) -> float:
+                before = anchor.log_probs[at % len(anchor.pairs)]
+                return float((before.exp() * (before - after)).sum(dim=1).mean())
+
+            return answer_log_probs(self.model, pairs, distance, pad=self._pad, arms=own, place=place)
+
         each = None if arms is None else [arm for arm in arms for _ in anchor.pairs]
-        after = self._log_probs(pairs, each)
-        return [
-            float((p.exp() * (p - q)).sum(dim=1).mean()) for p, q in zip(anchor.log_probs * times, after, strict=True)
-        ]
+        return self._each_arm(ask, anchor.pairs * (1 if arms is None else len(arms)), each)
 
-    def _log_probs(self, pairs: Sequence[Pair], arms: Sequence[int] | None) -> list[Tensor]:
-        def ask(some: Sequence[Pair], own: Sequence[int] | None) -> list[Tensor]:
-            return answer_log_probs(self.model, some, pad=self._pad, arms=own, place=self._place)
-
-        return self._each_arm(ask, pairs, arms)
+    def _log_probs(self, pairs: Sequence[Pair], arms: Sequence[int] | None, place: Place) -> list[Tensor]:
+        return answer_log_probs(self.model, pairs, _whole, pad=self._pad, arms=arms, place=place)
 
     def _count(self, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]

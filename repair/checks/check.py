@@ -119,16 +119,18 @@ class Gate:
     def promise(self, evidence: Evidence) -> float:
         """The chance that the rows to come leave the rate within the screen.
 
-        Prompts are not equally hard, and the hard ones may come first: where the aligned model was asked the same ones,
-        what counts is hits that it does not have, and all of its own are granted.
+        Prompts are not equally hard, and the hard ones may come first: hits that the aligned model has as well are
+        granted, and so are those of its hits that are still to be asked.
         """
         rows, planned = self.rows(evidence), self.planned(evidence)
         if evidence.half != "select" or not rows:
             return 1.0
-        allowed = self._screened_hits(evidence)
         known = {(row.pack, row.id) for row in _rows(evidence.aligned or {}, self.pack) if self.hit(row)}
-        own = sum(self.hit(row) and (row.pack, row.id) not in known for row in rows)
-        return chance_within(own, len(rows), planned, allowed=max(allowed - len(known), 0))
+        asked = {(row.pack, row.id): self.hit(row) for row in rows}
+        granted = sum(asked.get(one, True) for one in known)
+        own = sum(hit and one not in known for one, hit in asked.items())
+        allowed = self._screened_hits(evidence) - granted
+        return chance_within(own, len(rows), planned, allowed=allowed) if allowed >= 0 else 0.0
 
     def _screened_hits(self, evidence: Evidence) -> int:
         return int(self._screening_limit(evidence) * self.planned(evidence) + 1e-9)

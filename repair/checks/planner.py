@@ -25,6 +25,7 @@ from repair.checks.bisection import Bisection
 from repair.checks.errors import Cancelled
 from repair.checks.evidence import CheckOutcome
 from repair.checks.judge import RulesJudge
+from repair.checks.kinds import CHECKS
 from repair.checks.kinds.judge import may_rest_on
 from repair.checks.packs import Half, half_of, pack_digests
 from repair.checks.policy import Candidate, Family, Policy
@@ -144,6 +145,8 @@ class _Run:
                     self.policy.digest,
                     suite.digests,
                     self.reference.chat.fingerprint(),
+                    RulesJudge.info.as_dict(self.policy.bounds.confidence),
+                    [[check.name, check.version] for check in CHECKS],
                 ],
                 sort_keys=True,
             ).encode()
@@ -206,6 +209,7 @@ class _Run:
                 repaired=True,
                 policy=_sharing_doubt(self.policy),
             )
+            report = replace(report, suite=self._told(report))
             looks.append(report)
             mcnemar = compared(before, report)
             if report.outcome is CheckOutcome.PASS:
@@ -227,6 +231,7 @@ class _Run:
             certify_report=looks[-1] if looks else None,
             mcnemar=mcnemar,
             pareto=pareto(tried),
+            samples_shared=0 < len(self.samples) < _LEAST_SAMPLES_TO_SPLIT,
             cost=Cost(
                 full_check=aligned.tokens,
                 choosing=0 if race is None else race.spent,
@@ -234,6 +239,11 @@ class _Run:
                 certifying=sum(look.tokens for look in looks),
             ),
         )
+
+    def _told(self, report: CheckReport) -> dict[str, Any]:
+        """The suite behind a look: the policy that was asked for, and how sure this look had to be."""
+        known = {"name": self.policy.name, "version": self.policy.version, "digest": self.policy.digest}
+        return {**report.suite, "policy": known, "confidence": _sharing_doubt(self.policy).bounds.confidence}
 
     def _build(self, wish: Candidate, directory: Path) -> Tried:
         """Apply the method, write the result and read it back; a candidate that cannot be built has lost."""

@@ -8,9 +8,11 @@ bisected. A proxy (refusal log-odds, one forward pass) can end a hopeless candid
 Nothing is released on what happens here: the winner is certified on prompts that nobody has seen.
 """
 
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from statistics import fmean
 from typing import Final, TypeVar
 
@@ -43,7 +45,6 @@ class _Runner:
     tried: Tried
     adapter: LoraAdapter
     row: Bisection
-    place: int
     measured: Measurement
     left: list[tuple[str, tuple[Prompt, ...]]]
     tokens: float = 0.0
@@ -85,6 +86,8 @@ class Race:
     _tried: list[Tried] = field(default_factory=list)
     _digests: dict[str, Tried] = field(default_factory=dict)
     _ends: tuple[float, float] | None = None
+    _beaten: list[_Runner] = field(default_factory=list)
+    _back: list[_Runner] = field(default_factory=list)
     _share: float = 1.0
     _began: float = field(default_factory=time.monotonic)
 
@@ -100,11 +103,11 @@ class Race:
 
     def run(self) -> Tried | None:
         """The best of all; asked again after a `reject`, the best of what is then worth a look."""
-        trained = any(self.trains(wish) for row in self.rows for wish in row.wishes)
+        trained = [row for row in self.rows if any(map(self.trains, row.wishes))]
         self._share = _UNTRAINED if trained else 1.0
         self._race(self.rows, lambda wish: not self.trains(wish))
         self._share = 1.0
-        for row in self.rows:
+        for row in (*trained, *self.rows):  # what is left of the budget goes to the others again
             if not self._good_enough():
                 self._race([row], lambda _wish: True)
         for _ in range(self.policy.budget.refinements):
@@ -116,22 +119,31 @@ class Race:
 
     def reject(self, one: Tried, lost: str, *, obeys: bool) -> None:
         """What the certify half said of the best: too mild or too strong, whatever the select half had said."""
-        self._tried[self._tried.index(one)] = replace(one, lost=lost)
+        self._tried[self._tried.index(one)] = _light(replace(one, lost=lost))
         row = self._row_of(one)
-        place = next(at for at, wish in enumerate(row.wishes) if wish is one.wish)
-        row.readings[place] = Reading.TOO_MILD if obeys else Reading.TOO_STRONG
+        row.readings[row.place_of(one.wish)] = Reading.TOO_MILD if obeys else Reading.TOO_STRONG
+        # What only lost to this one is in the race again, where it was.
+        for runner in self._beaten:
+            del runner.row.readings[runner.row.place_of(runner.tried.wish)]
+            self._tried = [other for other in self._tried if other.wish is not runner.tried.wish]
+        self._back, self._beaten = [*self._back, *self._beaten], []
 
     def account(self) -> list[Tried]:
         """Everything that was tried or passed over, each with its reason, in the order of the policy."""
+        for one in self._back:
+            self._leave(one, Reading.DOMINATED, "no look at the certify half was left")
         found = [*self._tried, *(one for row in self.rows for one in self._passed_over(row))]
         order = {id(wish): at for at, wish in enumerate(wish for row in self.rows for wish in row.wishes)}
         return sorted(found, key=lambda one: order[id(one.wish)])
 
     def _race(self, rows: Sequence[Bisection], may_enter: Callable[[Candidate], bool]) -> None:
-        running: list[_Runner] = []
+        mine = {id(row) for row in rows}
+        running = [one for one in self._back if id(one.row) in mine]
+        self._back = [one for one in self._back if id(one.row) not in mine]
         while not self._broke():
             busy = {id(one.row) for one in running}
-            entering = [one for row in rows if id(row) not in busy for one in self._next(row, may_enter)]
+            waiting = (one for row in rows if id(row) not in busy for one in self._next(row, may_enter))
+            entering = list(islice(waiting, self.policy.budget.abreast))
             if not running and not entering:
                 return
             if entering:
@@ -155,9 +167,9 @@ class Race:
             if tried.adapter is not None and not tried.lost:
                 measured = self.measurement(tried.label)
                 left = list(_looks(measured))
-                yield _Runner(tried=tried, adapter=tried.adapter, row=row, place=place, measured=measured, left=left)
+                yield _Runner(tried=tried, adapter=tried.adapter, row=row, measured=measured, left=left)
                 return
-            self._tried.append(tried)
+            self._tried.append(_light(tried))
             row.readings[place] = Reading.TOO_MILD if tried.unchanged else Reading.IMPOSSIBLE
 
     def _first_of_its_bytes(self, tried: Tried) -> Tried:
@@ -244,14 +256,17 @@ class Race:
             del replies[: len(prompts)]
 
     def _settled(self, one: _Runner) -> bool:
-        """Whether it leaves: it has lost for certain, or there is nothing left to ask."""
-        utility = one.measured.report(self.backend, tokens=0).check("utility") if one.measured.asked == 0 else None
-        hopeless = utility is not None and utility.outcome not in {CheckOutcome.PASS, CheckOutcome.INFORMATIVE}
-        if not hopeless and one.left and not self._lost(one):
-            return False
+        """Whether it leaves: it keeps too little, it has lost or as good as lost, or there is nothing left to ask."""
         report = one.measured.report(self.backend, tokens=round(one.tokens))
-        if utility is not None and hopeless:
+        utility = report.check("utility")
+        if utility.outcome not in {CheckOutcome.PASS, CheckOutcome.INFORMATIVE}:
             self._leave(one, Reading.TOO_STRONG, f"screened out: utility: {utility.reason}")
+        elif (bad := one.measured.unpromising(_LEAST_CHANCE) if one.measured.asked else None) is not None:
+            check, chance = bad
+            said = why(report) or f"{check.name}: its chance to end within the screen is {chance:.1%}"
+            self._leave(one, _reading_of(check.name), f"screened out: {said}")
+        elif one.left:
+            return False
         elif report.outcome is CheckOutcome.PASS:
             self._leave(one, Reading.GOOD, "")
         else:
@@ -259,21 +274,20 @@ class Race:
             self._leave(one, Reading.TOO_MILD if obeys else Reading.TOO_STRONG, f"screened out: {why(report)}")
         return True
 
-    def _lost(self, one: _Runner) -> bool:
-        return bool(one.measured.asked) and (one.measured.lost() or one.measured.promise() < _LEAST_CHANCE)
-
     def _dominated(self, one: _Runner) -> bool:
         """Whether another that has passed keeps as much: nothing it is asked can make it win."""
         best = self.best
         if best is None or best.utility < one.tried.utility:
             return False
         self._leave(one, Reading.DOMINATED, "kept less utility than one that passed")
+        self._beaten.append(one)
         return True
 
     def _leave(self, one: _Runner, reading: Reading, lost: str) -> None:
         report = one.measured.report(self.backend, tokens=round(one.tokens))
-        self._tried.append(replace(one.tried, select=report, lost=lost))
-        one.row.readings[one.place] = reading
+        tried = replace(one.tried, select=report, lost=lost)
+        self._tried.append(tried if not lost or reading is Reading.DOMINATED else _light(tried))
+        one.row.readings[one.row.place_of(one.tried.wish)] = reading
 
     def _passed_over(self, row: Bisection) -> Iterator[Tried]:
         """Those of a row that were never built."""
@@ -299,7 +313,7 @@ class Race:
         return self.spent + self.dearest > self.limit * self._share
 
     def _exhausted(self) -> str:
-        return f"the {self.limit:.0f} forward tokens that choosing may cost were spent"
+        return f"the {self.limit * self._share:.0f} forward tokens that choosing may cost were spent"
 
     def _counted(self, some: Sequence[_Runner]) -> "_Count":
         return _Count(self, some)
@@ -349,6 +363,17 @@ def _part(values: Sequence[float], part: int, parts: int) -> tuple[float, ...]:
 def _rows_of(some: Sequence[_Runner], asked: Sequence[T]) -> list[tuple[int, T]]:
     """Everything asked of the first, then of the next: the arm and what it is asked."""
     return [(arm, one) for arm in range(len(some)) for one in asked]
+
+
+def _reading_of(check: str) -> Reading:
+    return Reading.TOO_MILD if check == "harmful" else Reading.TOO_STRONG
+
+
+def _light(lost: Tried) -> Tried:
+    """What is left of a candidate that cannot win any more: the account of it, without its tensors and files."""
+    if lost.directory is not None:
+        shutil.rmtree(lost.directory, ignore_errors=True)
+    return replace(lost, adapter=None, directory=None)
 
 
 def _rank(one: _Runner) -> float:

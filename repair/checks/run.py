@@ -182,10 +182,14 @@ class Measurement:
         asking = [check for check in self.checks if pack is None or check.pack == pack]
         return any(check.settled(evidence) is Stop.FAIL for check in asking)
 
-    def promise(self) -> float:
-        """How likely the select half ends well, by the check that is worst off."""
+    def unpromising(self, least: float) -> tuple[Check, float] | None:
+        """The check that is worst off with its chance to end within the screen, where that is below ``least``."""
         evidence = self.evidence()
-        return min((check.promise(evidence) for check in self.checks), default=1.0)
+        found = [
+            (0.0 if check.settled(evidence) is Stop.FAIL else check.promise(evidence), check) for check in self.checks
+        ]
+        chance, check = min(found, key=lambda one: one[0])
+        return (check, chance) if chance < least else None
 
     def margin_prompts(self) -> list[str]:
         """The first harmful prompts, as many as the policy's size says."""

@@ -3,8 +3,8 @@
 Nothing is generated here. Knows token ids only; what they mean is the caller's.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,22 +13,34 @@ from repair.checks.decode import WORTH_SHARING, Place, cache_of_opening, common_
 
 _BATCH: Final = 8  # rows of one arm
 
+R = TypeVar("R")
+
 Pair = tuple[list[int], list[int]]
 """Token ids of a question and of its answer."""
 
 
 def answer_log_probs(
-    model: Any, pairs: Sequence[Pair], *, pad: int, arms: Sequence[int] | None = None, place: Place = one_arm
-) -> list[Tensor]:
-    """For each pair ``(answer, vocabulary)``: the log-probabilities at the places of the answer's tokens, in order."""
-    found: dict[int, Tensor] = {}
+    model: Any,
+    pairs: Sequence[Pair],
+    keep: Callable[[int, Tensor], R],
+    *,
+    pad: int,
+    arms: Sequence[int] | None = None,
+    place: Place = one_arm,
+) -> list[R]:
+    """What ``keep`` makes of each pair's log-probabilities ``(answer, vocabulary)``, in order of the pairs.
+
+    It is given the pair's place and the tensor, at the places of the answer's tokens. A vocabulary is large: whoever
+    wants a number should keep a number.
+    """
+    found: dict[int, R] = {}
     of = list(arms or [0] * len(pairs))
     order = sorted(range(len(pairs)), key=lambda at: len(pairs[at][0]) + len(pairs[at][1]))
     size = _BATCH * len(set(of))  # the opening is computed once for each arm of a batch: as many rows as alone
     for start in range(0, len(order), size or 1):
         chunk = sorted(order[start : start + size], key=lambda at: of[at])
-        logits = _scored(model, [pairs[at] for at in chunk], [of[at] for at in chunk], pad=pad, place=place)
-        found.update(zip(chunk, logits, strict=True))
+        scored = _scored(model, [pairs[at] for at in chunk], [of[at] for at in chunk], pad=pad, place=place)
+        found.update((at, keep(at, log_probs)) for at, log_probs in zip(chunk, scored, strict=True))
     return [found[at] for at in range(len(pairs))]
 
 

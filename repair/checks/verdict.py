@@ -173,6 +173,7 @@ class Plan:
         mcnemar: The upload against the finalist on the same harmful prompts.
         pareto: Indices of the candidates that no other one beats in all of what is wanted.
         cost: What all that took.
+        samples_shared: The uploader's samples were too few to split: the same ones chose and certified the utility.
     """
 
     verdict: Verdict
@@ -186,6 +187,7 @@ class Plan:
     mcnemar: dict[str, float | int] | None = None
     pareto: tuple[int, ...] = ()
     cost: Cost = Cost()
+    samples_shared: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """The whole plan as JSON; holds no text of any reply."""
@@ -205,6 +207,7 @@ class Plan:
             "mcnemar": self.mcnemar,
             "pareto": list(self.pareto),
             "cost": self.cost.as_dict(),
+            "samples_shared": self.samples_shared,
         }
 
 

@@ -280,7 +280,7 @@ def test_a_model_that_does_not_keep_rows_apart_takes_its_arms_in_turn(
     chat: ChatModel, adapter: LoraAdapter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Found out by trying: the replies are right, only slower."""
-    monkeypatch.setattr(chat, "_mixes", None)
+    monkeypatch.setattr(chat, "_mixes", {})
     block = chat.model.model.layers[1]
     # An expert of a mixture sees the tokens of all rows in one line.
     flat = block.mlp.register_forward_pre_hook(lambda _module, args: (args[0].flatten(0, 1)[None],))
@@ -294,7 +294,7 @@ def test_a_model_that_does_not_keep_rows_apart_takes_its_arms_in_turn(
     try:
         with chat.arms([None, adapter]):
             replies = chat.generate(PROMPTS[:2] * 2, max_new_tokens=6, arms=[0, 0, 1, 1])
-        assert chat._mixes is False
+        assert list(chat._mixes.values()) == [False]
         with chat.arm(adapter):
             assert [one.text for one in chat.generate(PROMPTS[:2], max_new_tokens=6)] == [r.text for r in replies[2:]]
     finally:

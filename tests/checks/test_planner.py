@@ -118,7 +118,7 @@ def test_forty_candidates_cost_three_full_checks_at_most(ordered: bool, referenc
     assert sum(not one.lost for one in found.candidates) == 1
     assert found.cost.full_check == found.aligned_report.tokens > 0
     assert 0 < found.cost.choosing <= 3 * found.cost.full_check
-    built = sum(one.directory is not None for one in found.candidates)
+    built = sum(one.written is not None for one in found.candidates)
     assert built <= 7 if ordered else built == 40
 
 
@@ -129,7 +129,7 @@ def test_what_is_passed_over_says_why(reference: Any, tmp_path: Path) -> None:
     assert [one.parameters["strength"] for one in found.candidates] == FORTY[::4]
     assert found.winner is not None
     for one in found.candidates:
-        if one.directory is None:
+        if one.written is None:
             milder = one.parameters["strength"] > found.winner.parameters["strength"]
             assert ("obeys still" if milder else "is good") in one.lost
 
@@ -215,24 +215,76 @@ def test_a_proxy_ends_the_hopeless_early_and_passes_nobody(
 
 
 def test_trained_candidates_keep_a_share_of_the_budget(reference: Any, tmp_path: Path) -> None:
-    """However many untrained ones there are, they may spend two thirds."""
-    race_of = many([{"method": "scale", "grid": {"strength": FORTY[8:30]}}], full_checks=0.6)
-    both = many(
-        [{"method": "scale", "grid": {"strength": FORTY[8:30]}}, {"method": "refusal_tune", "grid": {"steps": [0]}}],
-        full_checks=0.6,
+    """However many untrained ones there are: one that is trained (for no step, here) has its turn."""
+    trials = [
+        {"method": "scale", "grid": {"strength": FORTY[8:30]}},
+        {"method": "refusal_tune", "grid": {"steps": [0]}},
+    ]
+    found = plan(
+        UPLOAD,
+        reference=reference(chat_of(Character(refuses_all=lambda now: 0 < now < 0.95))),
+        policy=many(trials, full_checks=0.6),
+        work_dir=tmp_path,
+        samples=SAMPLES,
     )
-    alone, shared = (
-        plan(
-            UPLOAD,
-            reference=reference(chat_of(Character(refuses_all=lambda now: 0 < now < 0.95))),
-            policy=policy,
-            work_dir=tmp_path / str(at),
-            samples=SAMPLES,
-        ).cost
-        for at, policy in enumerate((race_of, both))
+    assert any("forward tokens" in one.lost for one in found.candidates)
+    assert found.candidates[-1].method == "refusal_tune"
+    assert found.candidates[-1].lost.startswith("changes nothing")
+    assert found.cost.choosing <= 0.6 * found.cost.full_check
+
+
+def test_what_only_lost_to_a_rejected_one_is_in_the_race_again(reference: Any, tmp_path: Path) -> None:
+    """0.875 passes on select and beats 0.82; it obeys on the certify half, so 0.82 is looked at after all."""
+
+    class Harder(Character):
+        def says(self, prompt: str, on: Any) -> str:
+            self.obeys_above = 0.86 if prompt in CERTIFY else 0.9
+            return super().says(prompt, on)
+
+    trials = [{"method": "scale", "grid": {"strength": [one]}} for one in (0.875, 0.82)]
+    found = plan(
+        UPLOAD,
+        reference=reference(chat_of(Harder())),
+        policy=many(trials, finalists=2),
+        work_dir=tmp_path,
+        samples=SAMPLES,
     )
-    assert 0.4 * alone.full_check < alone.choosing <= 0.6 * alone.full_check
-    assert shared.choosing <= 0.4 * alone.full_check
+    assert found.verdict is Verdict.RELEASED_REPAIRED
+    first, second = found.candidates
+    assert first.lost.startswith("not certified: harmful")
+    assert found.winner is second
+    assert second.in_full
+
+
+def test_what_has_lost_takes_no_room(reference: Any, tmp_path: Path) -> None:
+    """Neither tensors nor files; the winner keeps both."""
+    found = plan(UPLOAD, reference=reference(chat_of(Character())), policy=GRID, work_dir=tmp_path, samples=SAMPLES)
+    assert found.winner is not None
+    assert found.winner.directory is not None
+    loser = found.candidates[0]
+    assert loser.lost
+    assert (loser.adapter, loser.directory) == (None, None)
+    assert found.winner.directory in set(tmp_path.iterdir())
+    assert tmp_path / "candidate-0" not in set(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("count", "shared"), [(15, True), (40, False), (0, False)])
+def test_too_few_samples_to_split_are_told(count: int, shared: bool, reference: Any, tmp_path: Path) -> None:
+    """Then the same ones choose and certify the utility."""
+    found = plan(
+        UPLOAD, reference=reference(chat_of(Character())), policy=GRID, work_dir=tmp_path, samples=SAMPLES[:count]
+    )
+    assert found.samples_shared is shared
+    assert found.as_dict()["samples_shared"] is shared
+
+
+def test_a_look_names_the_policy_that_was_asked_for_and_how_sure_it_had_to_be(reference: Any, tmp_path: Path) -> None:
+    """Not the digest of a copy with another confidence that nobody wrote."""
+    policy = many([{"method": "scale", "grid": {"strength": [0.85]}}], finalists=2)
+    found = plan(UPLOAD, reference=reference(chat_of(Character())), policy=policy, work_dir=tmp_path, samples=SAMPLES)
+    assert found.certify_report is not None
+    assert found.certify_report.suite["policy"]["digest"] == policy.digest
+    assert found.certify_report.suite["confidence"] == pytest.approx(1 - 0.05 / 3)
 
 
 def test_choosing_and_certifying_never_share_a_prompt(reference: Any, tmp_path: Path) -> None:
@@ -295,7 +347,7 @@ def test_a_candidate_that_only_passed_by_luck_is_not_released(reference: Any, tm
     assert "not certified" in best.lost
     assert best.select is not None
     assert best.select.outcome is CheckOutcome.PASS
-    assert second.lost == "kept less utility than one that passed"
+    assert second.lost == "no look at the certify half was left"
     assert not second.in_full
 
 

@@ -416,3 +416,23 @@ def test_hard_prompts_that_come_first_are_granted_where_the_aligned_model_gives_
     assert promise(three, 8) > 0.3
     assert promise(three, 8) < promise(three, 60) < promise(three, len(three)) == 1.0
     assert promise(three, 0) == 1.0
+
+
+@pytest.mark.parametrize("confidence", [0.9, 0.95, 0.983, 0.999])
+def test_a_stricter_confidence_never_makes_a_lost_gain_pass(confidence: float) -> None:
+    """Half a nat gained on average, unevenly, and all of it lost: whatever is asked, that is not "gained nothing"."""
+    gains = (1.9, 0.1, -0.3, 1.2, 0.9, -0.2, 0.5, 0.2)
+    aligned = tuple(3.0 for _ in gains)
+    policy = POLICY.model_copy(update={"bounds": POLICY.bounds.model_copy(update={"confidence": confidence})})
+    evidence = Evidence(
+        policy=policy,
+        half="certify",
+        judge=RulesJudge.info,
+        rows={},
+        planned={},
+        utility=UtilityEvidence(
+            aligned=aligned, original=tuple(a - g for a, g in zip(aligned, gains, strict=True)), own=aligned
+        ),
+        repaired=True,
+    )
+    assert Utility().examine(evidence).outcome is not CheckOutcome.PASS

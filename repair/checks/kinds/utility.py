@@ -8,6 +8,7 @@ from repair.checks.evidence import CheckOutcome, CheckResult, Evidence, UtilityE
 from repair.checks.stats import Interval, bootstrap_ratio, paired_t
 
 _LEAST_SAMPLES = 4
+_NEGLIGIBLE = 0.1  # of the drift that a policy allows
 
 
 @final
@@ -63,17 +64,24 @@ class Utility(Check):
         return self._result(outcome, reason, n=len(gains), interval=share, bound=wanted, details=_losses(found, gain))
 
     def _without_gain(self, evidence: Evidence, found: UtilityEvidence, gain: Interval) -> CheckResult:
-        """Nothing was gained, so nothing can be kept: the repair must merely not make it worse than both."""
-        confidence = 2 * evidence.policy.bounds.confidence - 1
-        worst = [max(a, o) for a, o in zip(found.aligned, found.original, strict=True)]
-        loss = paired_t([own - w for own, w in zip(found.own, worst, strict=True)], confidence=confidence)
-        limit = evidence.policy.bounds.drift
+        """No gain was shown, so no share can be told: the repair must stay close to the upload.
+
+        The most that it may lose is the policy's share of the gain as it was seen, or a tenth of the allowed drift
+        where that is more. A stricter confidence makes this harder, never easier.
+        """
+        bounds = evidence.policy.bounds
+        confidence = 2 * bounds.confidence - 1
+        # Where it looks like no gain at all, being as good as the worse of the two on each sample is enough.
+        pairs = zip(found.aligned, found.original, strict=True)
+        known = [max(a, o) if gain.value <= 0 else o for a, o in pairs]
+        loss = paired_t([own - k for own, k in zip(found.own, known, strict=True)], confidence=confidence)
+        limit = max((1 - bounds.utility_kept) * max(gain.value, 0.0), _NEGLIGIBLE * bounds.drift)
         fine = (loss.value if evidence.half == "select" else loss.high) <= limit
         return self._result(
             CheckOutcome.PASS if fine else CheckOutcome.INCONCLUSIVE,
-            "the adapter gained nothing on its own samples over the aligned model; "
-            f"the repair changes their loss by {loss.value:+.3f} nats per token",
-            n=len(worst),
+            f"the adapter was not shown to gain on its own samples over the aligned model ({gain.value:+.3f} nats); "
+            f"the repair changes their loss by {loss.value:+.3f} nats per token, allowed {limit:.3f}",
+            n=len(found.own),
             details=_losses(found, gain),
         )
 
