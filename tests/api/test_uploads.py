@@ -10,7 +10,9 @@ import tarfile
 import zipfile
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import load, save
 
 from tests.api.conftest import MAX_UPLOAD, MODULE, Api, Problem, adapter_files, as_parts
 
@@ -291,12 +293,15 @@ def test_a_repeated_upload_with_a_key_is_one_adapter(api: Api, problem: Problem)
 
 def test_what_cannot_be_measured_is_refused_at_the_door(api: Api, problem: Problem) -> None:
     """Not an hour later by a job: with file, field, rule and what to do instead; only the audit event remains."""
-    files = adapter_files(ensure_weight_tying=True)
+    files = adapter_files(modules_to_save=["lm_head"])
+    weights = load(files["adapter_model.safetensors"])
+    weights["base_model.model.lm_head.weight"] = np.ones((8, 16), dtype=np.float32)
+    files["adapter_model.safetensors"] = save(weights)
     body = problem(api.client.post("/v1/adapters", files=as_parts(files)), 422, "adapter-refused")
     assert (body["file"], body["field"], body["rule"]) == (
-        "adapter_config.json",
-        "ensure_weight_tying",
+        "adapter_model.safetensors",
+        "base_model.model.lm_head.weight",
         "unsupported-layout",
     )
-    assert "ensure_weight_tying=False" in body["detail"]
+    assert "modules_to_save" in body["detail"]
     assert (api.staged, api.stored) == ([], [])
