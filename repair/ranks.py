@@ -1,8 +1,8 @@
-"""The rank that a repaired adapter may have: what concatenation adds must not make it unservable.
+"""The rank that a repaired adapter may have: what a repair adds must not make it unservable.
 
 Engines reserve room for a largest rank, in steps; vLLM's default is 16. An adapter that fits a step fits it after the
-repair as well: where the concatenation grows past it, the smallest singular components go, and the report says what
-they were.
+repair as well: where an edit or a concatenation grows past it, the smallest singular components go, and the report says
+what they were.
 """
 
 from collections.abc import Mapping
@@ -40,11 +40,11 @@ def step_of(rank: int) -> int | None:
 
 def limit_of(adapter: LoraAdapter) -> int | None:
     """The largest rank that a repair of this adapter may have."""
-    return step_of(max(layer.rank for layer in adapter.layers))
+    return step_of(max((layer.rank for layer in adapter.layers), default=0))
 
 
 def fitted(edited: LoraAdapter, added: LoraAdapter, limit: int | None) -> Fitted:
-    """Cut what would grow past ``limit``.
+    """Cut what is past ``limit``, or would be once the two are concatenated.
 
     A small addition (a refusal patch of rank 1) may have the smallest singular values of the sum and yet be the point
     of the repair: it is kept whole, and the module that it joins gives way. An addition that takes more than half of
@@ -54,11 +54,13 @@ def fitted(edited: LoraAdapter, added: LoraAdapter, limit: int | None) -> Fitted
         return Fitted(edited=edited, added=added, discarded={})
     mine, theirs = edited.by_name, added.by_name
     discarded: dict[str, float] = {}
-    for name, addition in theirs.items():
-        own = mine.get(name)
-        if (0 if own is None else own.rank) + addition.rank <= limit:
+    for name in {**mine, **theirs}:
+        own, addition = mine.get(name), theirs.get(name)
+        if sum(one.rank for one in (own, addition) if one is not None) <= limit:
             continue
-        if own is not None and addition.rank <= limit // 2:
+        if addition is None:
+            mine[name], discarded[name] = _cut(mine[name], limit)
+        elif own is not None and addition.rank <= limit // 2:
             mine[name], discarded[name] = _cut(own, limit - addition.rank)
         elif own is None:
             theirs[name], discarded[name] = _cut(addition, limit)
@@ -85,7 +87,8 @@ def _cut(layer: LoraLayer, rank: int) -> tuple[LoraLayer, float]:
 def _cut_sum(own: LoraLayer, addition: LoraLayer, limit: int) -> tuple[LoraLayer, LoraLayer, float]:
     """The largest components of the sum, in place of the module; of the addition an empty one of rank 1 stays."""
     b = torch.cat([own.scale * own.b, addition.scale * addition.b], dim=1)
-    whole = replace(own, b=b, a=torch.cat([own.a, addition.a], dim=0), scale=1.0)
+    bias = None if own.bias is None else own.scale * own.bias
+    whole = replace(own, b=b, a=torch.cat([own.a, addition.a], dim=0), bias=bias, scale=1.0)
     cut, share = _cut(whole, limit - 1)
     nothing = replace(addition, a=torch.zeros_like(addition.a[:1]), b=torch.zeros_like(addition.b[:, :1]))
     return cut, nothing, share

@@ -82,6 +82,7 @@ def repair_adapter(adapter: LoraAdapter, method: RepairMethod, context: RepairCo
     for stage in stages:
         _demand(stage, context)  # all of them first: nothing is trained for a repair that cannot be finished
     whole = _righted(settled(adapter, context.replacements, context.aligned), context)
+    context = replace(context, rank_limit=context.rank_limit or limit_of(whole))  # of the upload, for every stage
     result, verdicts, notes = _apply(whole, stages[0], context)
     for stage in stages[1:]:
         result, then, more = _apply(result, stage, context)
@@ -107,11 +108,10 @@ def _apply(
     _fits(added, kept, context)
     _serves(kept, added)
     notes = () if patch is None else tuple(f"added weights: {note}" for note in patch.notes)
-    if added is not None:
-        room = fitted(edited, added, context.rank_limit or limit_of(kept))
-        edited, added = room.edited, room.added
-        assessments = [_cut_noted(one, room.discarded) for one in assessments]
-        notes += tuple(_cuts(room))
+    room = fitted(edited, added or LoraAdapter(layers=()), context.rank_limit)
+    edited, added = room.edited, added and room.added
+    assessments = [_cut_noted(one, room.discarded) for one in assessments]
+    notes += _cuts(room)
     result = edited if added is None else concatenate(edited, added)
     result = remeasured(kept, result, context)
     verdicts = _verdicts(assessments, choice, result, {} if added is None else added.by_name)

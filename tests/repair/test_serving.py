@@ -11,17 +11,19 @@ import torch
 from repair.adapter_file import read_adapter, write_adapter
 from repair.context import RepairContext
 from repair.errors import UnsupportedAdapter
-from repair.lora import LayerKind, LoraAdapter, ParameterSlot
+from repair.lora import LayerKind, LoraAdapter, ParameterSlot, concatenate
 from repair.method import RepairMethod
 from repair.methods import METHODS
 from repair.ranks import STEPS, fitted, limit_of, step_of
 from repair.run import repair_adapter
 from repair.serving import lost, serving, serving_report
 from tests import tiny
-from tests.repair import dense
+from tests.repair import calibrated, dense
 from tests.repair.test_every_method import World, every, maker_of, settings_of
 
 UP = "model.layers.0.mlp.up_proj"
+MINIMAL = {"method": "gradient_guard", "parameters": {"form": "minimal"}}
+COMPOSED = {"steps": [MINIMAL, {"method": "scale", "parameters": {"strength": 0.5}}]}
 
 
 def adapter(rank: int = 3, **config: Any) -> LoraAdapter:
@@ -255,6 +257,45 @@ def test_a_cut_is_in_the_verdict_and_in_the_notes() -> None:
     assert any("cut to what engines take" in note for note in repaired.notes)
     for verdict, layer in zip(repaired.verdicts, repaired.adapter.layers, strict=True):
         assert verdict.energy_after == pytest.approx(float(dense.delta(layer).square().sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize(("limit", "left"), [(None, 16), (8, 8)])
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [("gradient_guard", {"form": "minimal"}), ("scale", {"strength": 0.5}), ("compose", COMPOSED)],
+)
+def test_no_edit_leaves_a_rank_above_the_limit(
+    tmp_path: Path, method: str, parameters: dict[str, Any], limit: int | None, left: int
+) -> None:
+    """An edit that adds ranks, one that keeps them, and two in a row; nothing that served the upload is lost."""
+    uploaded = tiny.adapter(rank=16)
+    uncut, context = replace(calibrated.context_in(tmp_path), rank_limit=512), calibrated.context_in(tmp_path / "again")
+
+    wanted = repair_adapter(uploaded, METHODS[method].parse(parameters), uncut).adapter.by_name
+    repaired = repair_adapter(uploaded, METHODS[method].parse(parameters), replace(context, rank_limit=limit))
+
+    assert {layer.rank for layer in repaired.adapter.layers} == {left}
+    write_adapter(repaired.adapter, tmp_path / "out")
+    assert lost(uploaded, read_adapter(tmp_path / "out")) == []
+    for verdict in repaired.verdicts:
+        layer = repaired.adapter.by_name[verdict.name]
+        if method != "compose":  # that cuts after each step
+            assert dense.relative(dense.delta(layer), best(dense.delta(wanted[verdict.name]), left)) < 1e-5
+        assert ("cut in rank" in verdict.reason) == (wanted[verdict.name].rank > left)
+        assert verdict.energy_after == pytest.approx(float(dense.delta(layer).square().sum()), rel=1e-5)
+
+
+def test_a_cut_sum_keeps_the_shift_of_the_output() -> None:
+    """``scale * bias`` of the module, whatever becomes of its scale."""
+    bias = torch.randn(97, generator=tiny.generator(9))
+    edited = LoraAdapter(layers=(tiny.layer(UP, rank=16, scale=2.0, bias=bias),))
+    added = LoraAdapter(layers=(tiny.layer(UP, rank=16, seed=60, scale=0.01),))
+
+    room = fitted(edited, added, 16)
+
+    (found,) = concatenate(room.edited, room.added).layers
+    assert found.bias is not None
+    torch.testing.assert_close(found.scale * found.bias, 2.0 * bias)
 
 
 def test_a_patch_may_not_bring_what_engines_refuse() -> None:
