@@ -111,6 +111,7 @@ def plan(
             policy=policy,
             input_report=before,
             aligned_report=aligned,
+            cost=Cost(full_check=aligned.tokens),
         )
     families = policy.families() if candidates is None else [Family(wishes=(one,)) for one in candidates]
     # Where no reading of this judge may release anything, no repair need be made.
