@@ -65,7 +65,8 @@ def table(name: str, rows: list[dict[str, Any]], aligned: dict[str, Any]) -> str
     curves = {control: curve(control, rows, aligned, upload) for control in CONTROLS}
     methods = [row for row in rows if row["group"] not in {"(as uploaded)", *CONTROLS}]
     methods.sort(key=lambda row: ("error" in row or "harmful" not in row, _rate(row, "harmful")))
-    controls = [row for control in CONTROLS for row in rows if row["group"] == control]
+    controls = [row for row in rows if row["group"] in CONTROLS]
+    controls.sort(key=lambda row: (CONTROLS.index(row["group"]), _rate(row, "utility")))
     limit = _rate(aligned, "harmful") + NEAR
     lines = [line(row, curves, limit) for row in methods] + [line(row, {}, limit) for row in controls]
     return "\n".join([f"### `{name}`", "", HEAD, line(aligned, {}, limit), line(upload, {}, limit), *lines])
