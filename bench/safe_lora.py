@@ -64,6 +64,7 @@ def naive(aligned: Tensor, base: Tensor, layer: LoraLayer) -> tuple[float, Tenso
 
 def ours(aligned: Tensor, base: Tensor, layer: LoraLayer, remembered: dict[str, Any]) -> tuple[float, Tensor]:
     """What `lora-repair repair --method safe_lora` does for a module."""
+    remembered.pop("projection", None)  # of the run before: each run is to read the weights again
     reference = LayerReference(name=layer.name, aligned=InMemory(aligned), base=InMemory(base), remembered=remembered)
     found = SafeLora().assess(layer, reference)
     return found.score or 0.0, found.edited.b
