@@ -84,7 +84,7 @@ class Race:
     building: int = 0
     dearest: int = 0
     _tried: list[Tried] = field(default_factory=list)
-    _digests: dict[str, Tried] = field(default_factory=dict)
+    _labels: dict[str, str] = field(default_factory=dict)  # by the digest of the bytes
     _ends: tuple[float, float] | None = None
     _beaten: list[_Runner] = field(default_factory=list)
     _back: list[_Runner] = field(default_factory=list)
@@ -131,7 +131,7 @@ class Race:
     def account(self) -> list[Tried]:
         """Everything that was tried or passed over, each with its reason, in the order of the policy."""
         for one in self._back:
-            self._leave(one, Reading.DOMINATED, "no look at the certify half was left")
+            self._leave(one, Reading.DOMINATED, self._unfinished())
         found = [*self._tried, *(one for row in self.rows for one in self._passed_over(row))]
         order = {id(wish): at for at, wish in enumerate(wish for row in self.rows for wish in row.wishes)}
         return sorted(found, key=lambda one: order[id(one.wish)])
@@ -153,6 +153,9 @@ class Race:
             running = [one for one in running if not self._settled(one)]
             running = [one for one in running if not self._dominated(one)]
             self._tell(running)
+        if self._share < 1:
+            self._back += running  # what is left of the budget may be enough for them
+            return
         for one in running:
             self._leave(one, Reading.IMPOSSIBLE, self._exhausted())
 
@@ -174,8 +177,12 @@ class Race:
 
     def _first_of_its_bytes(self, tried: Tried) -> Tried:
         """What another setting gave already is not measured again."""
-        twin = self._digests.setdefault(tried.digest, tried) if tried.digest else tried
-        return tried if twin is tried or tried.lost else replace(tried, lost=f"the same bytes as {twin.label}")
+        if tried.lost or not tried.digest:
+            return tried
+        if (twin := self._labels.get(tried.digest)) is not None:
+            return replace(tried, lost=f"the same bytes as {twin}")
+        self._labels[tried.digest] = tried.label
+        return tried
 
     def _weigh(self, entering: Sequence[_Runner]) -> list[_Runner]:
         """What one forward pass tells of each: log-odds of a refusal, and of those with hope how much they keep."""
@@ -311,6 +318,12 @@ class Race:
     def _broke(self) -> bool:
         """Whether another look like the dearest one so far would cost more than may be spent."""
         return self.spent + self.dearest > self.limit * self._share
+
+    def _unfinished(self) -> str:
+        """Why one that was asked something is asked no more."""
+        if self.best is not None:
+            return "not measured to the end: one that passed keeps enough"
+        return self._exhausted() if self._broke() else "no look at the certify half was left"
 
     def _exhausted(self) -> str:
         return f"the {self.limit * self._share:.0f} forward tokens that choosing may cost were spent"
