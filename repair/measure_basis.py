@@ -16,6 +16,7 @@ from repair.context import RepairContext
 from repair.errors import MissingReference
 from repair.linalg import Comparison, Spectrum
 from repair.lora import LayerReference, LoraLayer
+from repair.threads import in_threads
 
 _NOTHING = Comparison(cosine=0.0, energy=0.0, edited=0.0, distance=0.0)
 
@@ -24,11 +25,16 @@ def measured_linears(context: RepairContext, settings: BasisSettings) -> Iterato
     """Every linear of the pair, sorted by name; tells ``context.progress`` after each. Raises WrongReference."""
     if context.aligned is None or context.base is None:
         raise MissingReference("a basis pack is made of two models", field="base" if context.aligned else "aligned")
-    base, names = context.base, sorted(context.aligned.linears)
-    known = [name for name in names if base.has(name)]
-    for done, name in enumerate(known, start=1):
-        yield _measured(context.reference_for(_blank(name, context.aligned.shape(name))), settings)
-        context.progress(name, done / len(known))
+    aligned, base = context.aligned, context.base
+    known = [name for name in sorted(aligned.linears) if base.has(name)]
+
+    def measured(name: str) -> MeasuredBasis:
+        return _measured(context.reference_for(_blank(name, aligned.shape(name))), settings)
+
+    # As a repair does it, so that a repair of the pack's own rank gives the very bits.
+    for done, one in enumerate(in_threads(measured, known, context.device), start=1):
+        yield one
+        context.progress(one.name, done / len(known))
 
 
 def left_out(context: RepairContext) -> dict[str, str]:

@@ -18,11 +18,11 @@ Result = TypeVar("Result")
 def in_threads(work: Callable[[Item], Result], items: Sequence[Item], device: torch.device) -> Iterator[Result]:
     """What ``work`` makes of each item, in their order; the first failure is raised and ends the rest."""
     threads = torch.get_num_threads()
-    count = min(threads, len(items)) if device.type == "cpu" else 1
-    if count <= 1:
+    if device.type != "cpu" or threads == 1 or not items:
         yield from map(work, items)
         return
-    pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
+    # Also for a single item: torch's own threads would sum in another order than one does.
+    pool = ThreadPoolExecutor(min(threads, len(items)), initializer=torch.set_num_threads, initargs=(1,))
     try:
         yield from pool.map(work, items)
     finally:
