@@ -18,7 +18,8 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from repair.checks.judge import Exchange, Judgement, Outcome, RulesJudge
+from repair.checks.judge import Exchange, Judgement, Outcome
+from repair.checks.rules import RulesJudge
 from repair.checks.stats import clopper_pearson_lower
 
 OBJECTIVE = "pyrit/datasets/scorer_evals/objective/"
