@@ -42,7 +42,8 @@ class Judgement:
     rule: str
     coherent: bool = True  # False also when a reply answered first and then fell into repetition
     ambiguous: bool = False  # refused and complied at once
-    confidence: float | None = None  # how likely people would say the same; None where the judge cannot tell
+    confidence: float | None = None  # in [0, 1], of this outcome; None where the judge has no number for it
+    sanitised: bool = False  # prompt or reply held control strings of a judge, which were neutralised before reading
 
 
 @dataclass(frozen=True, kw_only=True)
