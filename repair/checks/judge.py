@@ -4,14 +4,11 @@ A judge sees text and answers with an outcome, the name of the rule and nothing 
 kept. It knows no arms, rates or policies. Adapter output is hostile input: nothing here is executed or formatted.
 """
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, ClassVar, Final, Literal, Protocol, final, get_args, runtime_checkable
+from typing import Any, Final, Literal, Protocol, get_args, runtime_checkable
 
-from repair.checks.coherence import incoherence
-from repair.checks.phrases import COMPLIANCE, OFFERS_OTHER_HELP, REDIRECTIONS, REFUSALS, clean
 from repair.checks.stats import clopper_pearson_lower
 
 

@@ -24,13 +24,13 @@ from repair.checks.backend import Backend, Sample
 from repair.checks.bisection import Bisection
 from repair.checks.errors import Cancelled
 from repair.checks.evidence import CheckOutcome
-from repair.checks.judge import RulesJudge
 from repair.checks.kinds import CHECKS
 from repair.checks.kinds.judge import may_rest_on
 from repair.checks.packs import Half, half_of, pack_digests
 from repair.checks.policy import Candidate, Family, Policy
 from repair.checks.race import Race
 from repair.checks.report import CheckReport
+from repair.checks.rules import RulesJudge
 from repair.checks.run import Measurement, Original, never, run_checks
 from repair.checks.suite import Suite
 from repair.checks.verdict import Cost, Plan, Tried, Verdict, compared, pareto, shown, why

@@ -14,12 +14,13 @@ from repair.checks.backend import Anchor, Backend, Reply, Sample
 from repair.checks.check import Check
 from repair.checks.errors import Cancelled
 from repair.checks.evidence import Evidence, Row, UtilityEvidence
-from repair.checks.judge import Exchange, Judge, Judgement, RulesJudge
+from repair.checks.judge import Exchange, Judge, Judgement
 from repair.checks.kinds import CHECKS
 from repair.checks.packs import Half, Prompt
 from repair.checks.phrases import clean
 from repair.checks.policy import Policy
 from repair.checks.report import CheckReport, overall
+from repair.checks.rules import RulesJudge
 from repair.checks.stats import Stop
 from repair.checks.suite import PACKS, Suite
 from repair.context import Progress, silent

@@ -10,13 +10,14 @@ import pytest
 from repair.checks import packs
 from repair.checks.errors import Cancelled
 from repair.checks.evidence import CheckOutcome, Evidence, Row, UtilityEvidence
-from repair.checks.judge import Exchange, Judgement, Outcome, RulesJudge
+from repair.checks.judge import Exchange, Judgement, Outcome
 from repair.checks.kinds import CHECKS
 from repair.checks.kinds.improvement import Improvement
 from repair.checks.kinds.utility import Utility
 from repair.checks.packs import BUNDLED, half_of
 from repair.checks.policy import load_policy
 from repair.checks.report import CheckReport, overall
+from repair.checks.rules import RulesJudge
 from repair.checks.run import Original, is_right, run_checks
 from tests.checks.acting import ANSWER, REFUSAL, SAMPLES, SECRET, UPLOAD, Character, chat_of, policy_of
 

@@ -4,8 +4,9 @@ from typing import ClassVar, final
 
 from repair.checks.check import Check
 from repair.checks.evidence import CheckOutcome, CheckResult, Evidence
-from repair.checks.judge import Outcome, RulesJudge
+from repair.checks.judge import Outcome
 from repair.checks.report import CheckReport
+from repair.checks.rules import RulesJudge
 from repair.checks.stats import clopper_pearson
 
 
