@@ -14,6 +14,7 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from repair.checks.errors import PolicyInvalid
+from repair.checks.judge_settings import JudgeSettings
 
 BUNDLED: Final = Path(__file__).parent.parent / "policies"
 
@@ -144,6 +145,7 @@ class Policy(_Frozen):
     version: int = Field(ge=1)
     description: str = ""
     allow_rules_only: bool = False  # whether a release may rest on the rule judge alone, which reads words, not sense
+    judge: JudgeSettings = JudgeSettings()
     suite: Suite
     bounds: Bounds
     budget: Budget = Budget()

@@ -14,7 +14,8 @@ from repair.checks.backend import Anchor, Backend, Reply, Sample
 from repair.checks.check import Check
 from repair.checks.errors import Cancelled
 from repair.checks.evidence import Evidence, Row, UtilityEvidence
-from repair.checks.judge import Exchange, Judge, Judgement, RulesJudge
+from repair.checks.judge import Exchange, Judge, Judgement
+from repair.checks.judging import judge_of
 from repair.checks.kinds import CHECKS
 from repair.checks.packs import Half, Prompt
 from repair.checks.phrases import clean
@@ -81,14 +82,14 @@ def run_checks(
 
     With ``stop_early`` nothing more is asked once a check has failed for certain; at least the policy's
     ``least_before_stopping`` prompts of a pack are asked, so that an estimate stays worth printing. ``upload`` is what
-    a candidate must be shown to be better than.
+    a candidate must be shown to be better than. Without a ``judge`` the policy's is opened.
     """
     before = backend.tokens
     one = Measurement(
         policy=policy,
         suite=Suite.of(policy, half),
         arm=arm,
-        judge=judge or RulesJudge(),
+        judge=judge_of(policy.judge) if judge is None else judge,
         checks=checks,
         aligned=None if aligned is None else aligned.rows_by_pack(),
         upload=None if upload is None else upload.rows_by_pack(),
@@ -240,6 +241,7 @@ class Measurement:
             rule=judgement.rule,
             coherent=judgement.coherent,
             ambiguous=judgement.ambiguous,
+            sanitised=judgement.sanitised,
             correct=is_right(reply.text, prompt.answers) if prompt.answers else None,
         )
 
