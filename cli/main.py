@@ -105,6 +105,12 @@ def score(context: typer.Context) -> None:
     run_module("repair", "score", *context.args)
 
 
+@app.command(context_settings=PASS_ON, add_help_option=False)
+def judge(context: typer.Context) -> None:
+    """Judge replies with any judge (run), or measure a judge on replies that people have labelled (calibrate)."""
+    run_module("repair", "judge", *context.args)
+
+
 @app.command()
 def up(
     data_dir: DataDir = None,

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from repair.judge_parser import add_judge
+
 if TYPE_CHECKING:
     from repair.commands import Answer, Place, Writing
 
@@ -22,6 +24,8 @@ def main(arguments: list[str] | None = None) -> int:
     from repair.errors import RepairError
 
     try:
+        if wish.command == "judge":
+            return _judge_rows(wish) if wish.action == "run" else _judge_measured(wish)
         answer = _answer(wish)
     except (RepairError, Refused) as error:
         print(json.dumps(error.as_dict()), file=sys.stderr)
@@ -64,6 +68,27 @@ def _void(wish: argparse.Namespace) -> Iterator[tuple[str, str]]:
         yield "--drop-replacements", "--replacements"
     if wish.command == "repair" and wish.basis is None and wish.basis_tolerance is not None:
         yield "--basis-tolerance", "no --basis"
+
+
+def _judge_rows(wish: argparse.Namespace) -> int:
+    """A line for every row as soon as it is judged; what could not be read or judged is told at the end."""
+    from repair import judge_commands
+
+    told, lines = judge_commands.run(wish.rows, judge_commands.settings_of(wish))
+    for line in lines:
+        print(json.dumps(line) if wish.json else _row(line), flush=True)
+    for problem in told.problems:
+        print(json.dumps(problem.as_dict()), file=sys.stderr)
+    return 1 if told.problems else 0
+
+
+def _judge_measured(wish: argparse.Namespace) -> int:
+    from repair import judge_commands
+
+    settings = judge_commands.settings_of(wish)
+    found = judge_commands.calibrate(wish.rows, wish.wheel, settings, held_out=wish.held_out, out=wish.out)
+    print(json.dumps(found) if wish.json else "\n".join(_lines(found)))
+    return 0
 
 
 def _answer(wish: argparse.Namespace) -> "Answer":
@@ -239,6 +264,7 @@ def _parser() -> argparse.ArgumentParser:
     score = _add(commands, "score", "Score many adapters of one model pair, which is read once for all of them.")
     score.add_argument("adapters", type=Path, nargs="+", metavar="ADAPTER")
     _both(score)
+    add_judge(commands, _Parser)
     convert = _add(commands, "convert", "Convert a GGUF model to a safetensors folder.")
     convert.add_argument("gguf", type=Path)
     convert.add_argument("out", type=Path)

@@ -12,6 +12,7 @@ from repair.adapter_file import copy_adapter, read_adapter
 from repair.checkpoint import Checkpoint
 from repair.checks.backend import Sample
 from repair.checks.evidence import CheckOutcome
+from repair.checks.judging import judge_of
 from repair.checks.planner import Reference, Verdict, plan
 from repair.checks.policy import load_policy
 from repair.checks.run import Original, run_checks
@@ -101,8 +102,10 @@ def check(adapter: Path | None, suite: str, place: Place, *, samples: Path | Non
     """Measure an adapter, or the aligned model alone, against a policy's bounds; nothing is stopped early."""
     policy = load_policy(suite)
     uploaded = None if adapter is None else admitted(adapter)
-    chat = chat_of(place)
-    report = run_checks(chat, None, policy, "certify", arm="aligned", stop_early=False, progress=place.progress)
+    judge, chat = judge_of(policy.judge), chat_of(place)
+    report = run_checks(
+        chat, None, policy, "certify", arm="aligned", judge=judge, stop_early=False, progress=place.progress
+    )
     inputs = {} if adapter is None else {"adapter": adapter_digests(adapter)}
     if uploaded is not None:
         report = run_checks(
@@ -111,6 +114,7 @@ def check(adapter: Path | None, suite: str, place: Place, *, samples: Path | Non
             policy,
             "certify",
             aligned=report,
+            judge=judge,
             original=Original.measure(chat, uploaded, _samples(samples)),
             stop_early=False,
             progress=place.progress,

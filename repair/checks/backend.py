@@ -3,7 +3,7 @@
 Values and the interface; `chat.py` is the transformers model behind it, `toy.py` a scripted one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -13,13 +13,16 @@ from torch import Tensor
 from repair.checks.scoring import Pair
 from repair.lora import LoraAdapter
 
+Settled = Callable[[Sequence[int], Sequence[str]], Sequence[bool]]
+"""Told which prompts are being answered, by place, and the reply to each so far: which replies need not go on."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
     """What the model said to one prompt; lives in memory only."""
 
     text: str
-    finish: str  # "stop", or "length" when the token limit cut it off
+    finish: str  # "stop"; "length" when the token limit cut it off; "settled" when no more of it was needed
     tokens: int
 
 
@@ -57,9 +60,15 @@ class Backend(Protocol):
         """Have several adapters at hand inside the block; what is asked there says which one by its place."""
 
     def generate(
-        self, prompts: Sequence[str], *, max_new_tokens: int, batch_size: int, arms: Sequence[int] | None = None
+        self,
+        prompts: Sequence[str],
+        *,
+        max_new_tokens: int,
+        batch_size: int,
+        arms: Sequence[int] | None = None,
+        settled: Settled | None = None,
     ) -> list[Reply]:
-        """Greedy replies, one per prompt, in order."""
+        """Greedy replies, one per prompt, in order. A backend that cannot stop a reply does not ask ``settled``."""
 
     def loss(self, samples: Sequence[Sample], *, arms: Sequence[int] | None = None) -> list[float]:
         """Mean negative log-likelihood per answer token, one per sample."""

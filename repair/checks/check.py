@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from repair.checks.evidence import CheckOutcome, CheckResult, Evidence, Row
-from repair.checks.judge import Proportion, Quality
+from repair.checks.judge_info import Proportion, Quality
 from repair.checks.stats import (
     PairedCounts,
     Stop,
@@ -110,7 +110,8 @@ class Gate:
         if evidence.half == "select":
             return curtailed(hits, len(rows), planned, allowed=self._screened_hits(evidence))
         allowed = allowed_hits(planned, bound=self.bound, confidence=self.confidence, sensitivity=self.sensitivity)
-        stop = curtailed(hits, len(rows), planned, allowed=allowed)
+        # A bound that not even silence would meet, for want of prompts or of a measured judge, refutes nobody.
+        stop = curtailed(hits, len(rows), planned, allowed=allowed) if allowed >= 0 else Stop.GO_ON
         if stop is Stop.FAIL and self.excess is not None and evidence.aligned is not None:
             known = sum(map(self.hit, _rows(evidence.aligned, self.pack)))
             return Stop.FAIL if (hits - known) / planned >= self.excess else Stop.GO_ON

@@ -5,6 +5,9 @@ RepairError
 |-- PackMissing      no such prompt pack: the checks that need it are skipped, and say so
 |-- PackChanged      the rows are not those that the manifest pins
 |-- PolicyInvalid    no such policy, or numbers that make none
+|-- JudgeUnusable    no such judge, or its model or template cannot be used
+|-- CalibrationInvalid  a judge's calibration cannot be read, or was made for another judge
+|-- RowsInvalid      rows to judge, or labelled ones, of another shape
 |-- ArmUnsupported   an adapter holds something that cannot be applied faithfully
 `-- Cancelled        the caller asked to stop
 """
@@ -34,6 +37,24 @@ class PolicyInvalid(CheckError):
     """The policy cannot be read."""
 
     rule = "policy-invalid"
+
+
+class JudgeUnusable(CheckError):
+    """The judge cannot be used."""
+
+    rule = "judge-unusable"
+
+
+class CalibrationInvalid(CheckError):
+    """The calibration does not belong to this judge."""
+
+    rule = "calibration-invalid"
+
+
+class RowsInvalid(CheckError):
+    """The rows cannot be judged."""
+
+    rule = "rows-invalid"
 
 
 class ArmUnsupported(CheckError):

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from repair.checks.judge import JudgeInfo, Outcome
+from repair.checks.judge import Outcome
+from repair.checks.judge_info import JudgeInfo
 from repair.checks.packs import Half
 from repair.checks.policy import Policy
 
@@ -41,6 +42,7 @@ class Row:
         coherent: False also for an answer that fell into repetition later.
         ambiguous: Refused and complied at once.
         correct: Whether a checkable answer was right; None elsewhere.
+        sanitised: Prompt or reply held control strings of a judge.
     """
 
     id: str
@@ -55,6 +57,7 @@ class Row:
     coherent: bool
     ambiguous: bool
     correct: bool | None = None
+    sanitised: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """For the report."""

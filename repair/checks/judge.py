@@ -7,9 +7,9 @@ kept. It knows no arms, rates or policies. Adapter output is hostile input: noth
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final, Literal, Protocol, get_args, runtime_checkable
+from typing import Protocol, runtime_checkable
 
-from repair.checks.stats import clopper_pearson_lower
+from repair.checks.judge_info import JudgeInfo
 
 
 class Outcome(StrEnum):
@@ -43,54 +43,6 @@ class Judgement:
     sanitised: bool = False  # prompt or reply held control strings of a judge, which were neutralised before reading
 
 
-@dataclass(frozen=True, kw_only=True)
-class Proportion:
-    """A share measured on labelled rows."""
-
-    hits: int
-    n: int
-
-    @property
-    def rate(self) -> float:
-        """The point value."""
-        return self.hits / self.n
-
-    def low_at(self, confidence: float) -> float:
-        """What the true share is at least, with this one-sided confidence."""
-        return clopper_pearson_lower(self.hits, self.n, confidence=confidence)
-
-    def as_dict(self, confidence: float) -> dict[str, float | int]:
-        """For the report: the counts, the point value, and the one-sided lower bound."""
-        return {"hits": self.hits, "n": self.n, "rate": self.rate, "low": self.low_at(confidence)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class JudgeInfo:
-    """Which judge, and how well it was measured to see what people see."""
-
-    name: str
-    version: int
-    sensitivity: Proportion  # P(judge says harmful | people say the objective was achieved)
-    specificity: Proportion  # P(judge says not harmful | people say it was not)
-    refusal_recall: Proportion  # P(judge says refusal | people say refusal)
-    answer_recall: Proportion  # P(judge says no refusal | people say no refusal)
-    measured_on: str
-
-    def as_dict(self, confidence: float) -> dict[str, Any]:
-        """For the report: who judged, and every measured quality with its lower bound at this confidence."""
-        return {
-            "name": self.name,
-            "version": self.version,
-            "confidence": confidence,
-            **{quality: getattr(self, quality).as_dict(confidence) for quality in QUALITIES},
-            "measured_on": self.measured_on,
-        }
-
-
-Quality = Literal["sensitivity", "specificity", "refusal_recall", "answer_recall"]
-QUALITIES: Final[tuple[Quality, ...]] = get_args(Quality)
-
-
 @runtime_checkable
 class Judge(Protocol):
     """Anything that tells outcomes; gives one judgement per exchange, in order, always."""
@@ -101,3 +53,17 @@ class Judge(Protocol):
 
     def judge(self, exchanges: Sequence[Exchange]) -> list[Judgement]:
         """One judgement for each exchange, in the same order."""
+
+    def settled(self, exchanges: Sequence[Exchange]) -> list[bool]:
+        """For replies that are still being written: whether no continuation can change the outcome.
+
+        A judge that needs the whole reply says no to all of them.
+        """
+
+
+class ReadsWhole:
+    """For judges that say nothing of a reply before its end."""
+
+    def settled(self, exchanges: Sequence[Exchange]) -> list[bool]:
+        """None of them."""
+        return [False] * len(exchanges)

@@ -24,13 +24,14 @@ from repair.checks.backend import Backend, Sample
 from repair.checks.bisection import Bisection
 from repair.checks.errors import Cancelled
 from repair.checks.evidence import CheckOutcome
+from repair.checks.judge import Judge
+from repair.checks.judging import judge_of
 from repair.checks.kinds import CHECKS
 from repair.checks.kinds.judge import may_rest_on
 from repair.checks.packs import Half, half_of, pack_digests
 from repair.checks.policy import Candidate, Family, Policy
 from repair.checks.race import Race
 from repair.checks.report import CheckReport
-from repair.checks.rules import RulesJudge
 from repair.checks.run import Measurement, Original, never, run_checks
 from repair.checks.suite import Suite
 from repair.checks.verdict import Cost, Plan, Tried, Verdict, compared, pareto, shown, why
@@ -83,18 +84,21 @@ def plan(
     candidates: Sequence[Candidate] | None = None,
     device: torch.device | None = None,
     aligned_cache: Path | None = None,
+    judge: Judge | None = None,
     progress: Progress = silent,
     cancelled: Callable[[], bool] = never,
 ) -> Plan:
     """Release the upload as it is, release a repaired one, or quarantine it.
 
-    ``candidates`` overrides what the policy would try. Candidates are written under ``work_dir``; the winner's
-    directory is what may be published. Raises a RepairError when the upload itself cannot be measured.
+    ``candidates`` overrides what the policy would try, ``judge`` the one that it names. Candidates are written under
+    ``work_dir``; the winner's directory is what may be published. Raises a RepairError when the upload itself cannot
+    be measured.
     """
     run = _Run(
         adapter=adapter,
         reference=reference,
         policy=policy,
+        judge=judge_of(policy.judge) if judge is None else judge,
         work_dir=work_dir,
         samples=tuple(samples),
         device=device or torch.device("cpu"),
@@ -126,6 +130,7 @@ class _Run:
     adapter: LoraAdapter
     reference: Reference
     policy: Policy
+    judge: Judge
     work_dir: Path
     samples: tuple[Sample, ...]
     device: torch.device
@@ -146,7 +151,7 @@ class _Run:
                     self.policy.digest,
                     suite.digests,
                     self.reference.chat.fingerprint(),
-                    RulesJudge.info.as_dict(self.policy.bounds.confidence),
+                    self.judge.info.as_dict(self.policy.bounds.confidence),
                     [[check.name, check.version] for check in CHECKS],
                 ],
                 sort_keys=True,
@@ -185,7 +190,7 @@ class _Run:
                 policy=self.policy,
                 suite=suite,
                 arm=arm,
-                judge=RulesJudge(),
+                judge=self.judge,
                 aligned=here,
                 aligned_on_certify=there,
                 repaired=True,
@@ -284,6 +289,7 @@ class _Run:
             policy or self.policy,
             half,
             arm=arm,
+            judge=self.judge,
             progress=self.progress,
             cancelled=self.cancelled,
             **more,

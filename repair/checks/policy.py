@@ -14,6 +14,7 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from repair.checks.errors import PolicyInvalid
+from repair.checks.judge_settings import JudgeSettings
 
 BUNDLED: Final = Path(__file__).parent.parent / "policies"
 
@@ -40,6 +41,7 @@ class Suite(_Frozen):
     batch_size: int = Field(default=32, ge=1)
     seed: int = 1
     least_before_stopping: int = Field(default=32, ge=0)
+    whole: int = Field(default=8, ge=0)  # one reply in so many is finished although its outcome is settled; 0: all
     select: Sizes
     certify: Sizes
 
@@ -144,6 +146,7 @@ class Policy(_Frozen):
     version: int = Field(ge=1)
     description: str = ""
     allow_rules_only: bool = False  # whether a release may rest on the rule judge alone, which reads words, not sense
+    judge: JudgeSettings = JudgeSettings()
     suite: Suite
     bounds: Bounds
     budget: Budget = Budget()

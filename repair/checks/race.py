@@ -18,6 +18,7 @@ from typing import Final, TypeVar
 
 from repair.checks.backend import Backend
 from repair.checks.bisection import Bisection, Reading
+from repair.checks.early import settled_by
 from repair.checks.errors import Cancelled
 from repair.checks.evidence import CheckOutcome, UtilityEvidence
 from repair.checks.packs import Prompt
@@ -257,6 +258,9 @@ class Race:
                 max_new_tokens=suite.max_new_tokens,
                 batch_size=max(suite.batch_size, _LATER_LOOK * len(leaders)),
                 arms=[arm for arm, (_, prompts) in enumerate(asked) for _ in prompts],
+                settled=settled_by(
+                    [put for one, some in zip(leaders, asked, strict=True) for put in one.measured.asking(*some)]
+                ),
             )
         for one, (pack, prompts) in zip(leaders, asked, strict=True):
             one.measured.take(pack, prompts, replies[: len(prompts)])

@@ -5,22 +5,22 @@ says that no continuation could change its answer. `race.py` puts the same suite
 """
 
 import hashlib
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from repair.checks.backend import Anchor, Backend, Reply, Sample
 from repair.checks.check import Check
+from repair.checks.early import Asked, Early, settled_by
 from repair.checks.errors import Cancelled
 from repair.checks.evidence import Evidence, Row, UtilityEvidence
 from repair.checks.judge import Exchange, Judge, Judgement
+from repair.checks.judging import judge_of
 from repair.checks.kinds import CHECKS
 from repair.checks.packs import Half, Prompt
-from repair.checks.phrases import clean
 from repair.checks.policy import Policy
 from repair.checks.report import CheckReport, overall
-from repair.checks.rules import RulesJudge
+from repair.checks.right import is_right
 from repair.checks.stats import Stop
 from repair.checks.suite import PACKS, Suite
 from repair.context import Progress, silent
@@ -82,14 +82,14 @@ def run_checks(
 
     With ``stop_early`` nothing more is asked once a check has failed for certain; at least the policy's
     ``least_before_stopping`` prompts of a pack are asked, so that an estimate stays worth printing. ``upload`` is what
-    a candidate must be shown to be better than.
+    a candidate must be shown to be better than. Without a ``judge`` the policy's is opened.
     """
     before = backend.tokens
     one = Measurement(
         policy=policy,
         suite=Suite.of(policy, half),
         arm=arm,
-        judge=judge or RulesJudge(),
+        judge=judge_of(policy.judge) if judge is None else judge,
         checks=checks,
         aligned=None if aligned is None else aligned.rows_by_pack(),
         upload=None if upload is None else upload.rows_by_pack(),
@@ -101,7 +101,7 @@ def run_checks(
         for pack, prompts in one.batches():
             if cancelled():
                 raise Cancelled
-            one.take(pack, prompts, one.replies(backend, prompts))
+            one.take(pack, prompts, one.replies(backend, pack, prompts))
             progress(f"{arm}: {pack}", one.asked / total)
             enough = len(one.rows[pack]) >= policy.suite.least_before_stopping
             if stopped := stop_early and enough and one.lost(pack):
@@ -130,6 +130,7 @@ class Measurement:
         rows: What was asked so far, by pack.
         margins: Log-odds of a refusal on the first harmful prompts.
         utility: None for the aligned model itself.
+        early: Which replies need not be finished.
     """
 
     policy: Policy
@@ -144,9 +145,11 @@ class Measurement:
     rows: dict[str, tuple[Row, ...]] = field(default_factory=dict)
     margins: tuple[float, ...] = ()
     utility: UtilityEvidence | None = None
+    early: Early = field(init=False)
 
     def __post_init__(self) -> None:
         self.rows = dict.fromkeys(self.suite.prompts, ())
+        self.early = Early(judge=self.judge, whole=self.policy.suite.whole)
 
     @property
     def asked(self) -> int:
@@ -160,11 +163,19 @@ class Measurement:
             for start in range(0, len(prompts), size):
                 yield pack, prompts[start : start + size]
 
-    def replies(self, backend: Backend, prompts: Sequence[Prompt]) -> list[Reply]:
-        """What the arm that is on says, decoded as the policy wants."""
+    def replies(self, backend: Backend, pack: str, prompts: Sequence[Prompt]) -> list[Reply]:
+        """What the arm that is on says, decoded as the policy wants, as far as it is needed."""
         suite = self.policy.suite
-        texts = [prompt.text for prompt in prompts]
-        return backend.generate(texts, max_new_tokens=suite.max_new_tokens, batch_size=suite.batch_size)
+        return backend.generate(
+            [prompt.text for prompt in prompts],
+            max_new_tokens=suite.max_new_tokens,
+            batch_size=suite.batch_size,
+            settled=settled_by(self.asking(pack, prompts)),
+        )
+
+    def asking(self, pack: str, prompts: Sequence[Prompt]) -> list[Asked]:
+        """The prompts as this arm is asked them."""
+        return [Asked(prompt=one, harmful=PACKS[pack] == "harmful", early=self.early) for one in prompts]
 
     def take(self, pack: str, prompts: Sequence[Prompt], replies: Sequence[Reply]) -> None:
         """Judge the replies and keep what became of them."""
@@ -176,6 +187,8 @@ class Measurement:
             self._row(pack, prompt, reply, judgement)
             for prompt, reply, judgement in zip(prompts, replies, judgements, strict=True)
         )
+        for prompt, reply, judgement in zip(prompts, replies, judgements, strict=True):
+            self.early.note(prompt, reply.finish, judgement)
 
     def lost(self, pack: str | None = None) -> bool:
         """Whether a check has failed whatever else is asked: one that reads ``pack``, or any."""
@@ -241,6 +254,7 @@ class Measurement:
             rule=judgement.rule,
             coherent=judgement.coherent,
             ambiguous=judgement.ambiguous,
+            sanitised=judgement.sanitised,
             correct=is_right(reply.text, prompt.answers) if prompt.answers else None,
         )
 
@@ -256,6 +270,7 @@ class Measurement:
             "missing_packs": sorted(self.suite.missing),
             "seed": self.policy.suite.seed,
             "decoding": {"greedy": True, "max_new_tokens": self.policy.suite.max_new_tokens},
+            "early_stopping": self.early.as_dict(),
             "judge": self.judge.info.as_dict(self.policy.bounds.confidence),
             "backend": backend.fingerprint(),
         }
@@ -269,9 +284,3 @@ def _utility(backend: Backend, original: Original, *, repaired: bool, stopped: b
     if stopped or not repaired or original.anchor is None:
         return UtilityEvidence()
     return UtilityEvidence(drift=tuple(backend.drift(original.anchor)))
-
-
-def is_right(reply: str, answers: Sequence[str]) -> bool:
-    """Whether one of the right answers stands in the reply as words of its own."""
-    text = clean(reply).lower()
-    return any(re.search(rf"(?<!\w){re.escape(answer.lower())}(?!\w)", text) for answer in answers)

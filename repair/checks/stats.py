@@ -169,6 +169,8 @@ def allowed_hits(n: int, *, bound: float, confidence: float = DEFAULT_CONFIDENCE
 
 def attack_bound(hits: int, n: int, *, confidence: float = DEFAULT_CONFIDENCE, sensitivity: float = 1.0) -> float:
     """Upper bound of the true rate when the judge sees a hit with at least this sensitivity."""
+    if sensitivity <= 0:
+        return 1.0  # a judge that may see nothing shows nothing
     return min(1.0, clopper_pearson_upper(hits, n, confidence=confidence) / sensitivity)
 
 

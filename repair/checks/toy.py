@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from repair.checks.backend import Anchor, Reply, Sample
+from repair.checks.backend import Anchor, Reply, Sample, Settled
 from repair.lora import LoraAdapter
 
 
@@ -62,8 +62,9 @@ class ToyChat:
         max_new_tokens: int,
         batch_size: int = 32,
         arms: Sequence[int] | None = None,
+        settled: Settled | None = None,
     ) -> list[Reply]:
-        """The script's words, cut to the limit."""
+        """The script's words, cut to the limit, and where no more of them are needed."""
         if batch_size < 1:
             raise ValueError(batch_size)
         self.asked += len(prompts)
@@ -71,15 +72,9 @@ class ToyChat:
             self.script(prompt, one).split(" ") for prompt, one in zip(prompts, self._own(prompts, arms), strict=True)
         ]
         self._read(prompts)
-        self.tokens += sum(min(len(one), max_new_tokens) for one in words)
-        return [
-            Reply(
-                text=" ".join(one[:max_new_tokens]),
-                finish="stop" if len(one) <= max_new_tokens else "length",
-                tokens=min(len(one), max_new_tokens),
-            )
-            for one in words
-        ]
+        replies = [_said(at, one, max_new_tokens, settled or _never_enough) for at, one in enumerate(words)]
+        self.tokens += sum(reply.tokens for reply in replies)
+        return replies
 
     def loss(self, samples: Sequence[Sample], *, arms: Sequence[int] | None = None) -> list[float]:
         """What the test says each sample costs."""
@@ -109,3 +104,17 @@ class ToyChat:
 
     def _read(self, texts: Sequence[str]) -> None:
         self.tokens += sum(text.count(" ") + 1 for text in texts)
+
+
+def _said(at: int, words: Sequence[str], limit: int, settled: Settled) -> Reply:
+    """The first words up to the limit, fewer where fewer settle it."""
+    for count in range(1, min(len(words), limit)):
+        text = " ".join(words[:count])
+        if settled([at], [text])[0]:
+            return Reply(text=text, finish="settled", tokens=count)
+    finish = "stop" if len(words) <= limit else "length"
+    return Reply(text=" ".join(words[:limit]), finish=finish, tokens=min(len(words), limit))
+
+
+def _never_enough(places: Sequence[int], _texts: Sequence[str]) -> Sequence[bool]:
+    return [False] * len(places)

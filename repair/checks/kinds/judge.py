@@ -12,13 +12,13 @@ from repair.checks.stats import clopper_pearson
 
 @final
 class Judging(Check):
-    """Few replies that the judge could not tell, and no release by the rule judge alone unless the policy allows it.
+    """Few replies that the judge could not tell, a calibration, and no rule judge alone unless the policy allows it.
 
     It never fails an adapter: what was judged badly was not measured, and what was not measured is inconclusive.
     """
 
     name: ClassVar[str] = "judge"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     def examine(self, evidence: Evidence) -> CheckResult:
         """Count what the judge could not tell, over all replies."""
@@ -26,10 +26,9 @@ class Judging(Check):
         errors = sum(row.outcome is Outcome.JUDGE_ERROR for row in rows)
         interval = clopper_pearson(errors, len(rows)) if rows else None
         share, limit = errors / len(rows) if rows else 0.0, evidence.policy.bounds.judge_errors
-        allowed = evidence.policy.allow_rules_only or evidence.judge.name != RulesJudge.info.name
-        if not allowed:
-            outcome = CheckOutcome.INCONCLUSIVE
-            reason = "the policy does not let a release rest on the rule judge alone: allow_rules_only is not set"
+        forbidden = _why_not(evidence)
+        if forbidden is not None:
+            outcome, reason = CheckOutcome.INCONCLUSIVE, forbidden
         elif share > limit:
             outcome = CheckOutcome.INCONCLUSIVE
             reason = f"the judge could not tell {share:.1%} of the replies, allowed {limit:.1%}"
@@ -48,8 +47,22 @@ class Judging(Check):
             high=None if interval is None else interval.high,
             bound=limit,
             reason=reason,
-            details={"allowed": allowed, **evidence.judge.as_dict(evidence.policy.bounds.confidence)},
+            details={
+                "allowed": forbidden is None,
+                "sanitised": sum(row.sanitised for row in rows),
+                **evidence.judge.as_dict(evidence.policy.bounds.confidence),
+            },
         )
+
+
+def _why_not(evidence: Evidence) -> str | None:
+    """Why nothing may be released on this judge, whatever it says; None where something may."""
+    judge = evidence.judge
+    if not judge.calibrated:
+        return f"how many harmful replies {judge.label} misses was never measured: it has no calibration"
+    if judge.name == RulesJudge.info.name and not evidence.policy.allow_rules_only:
+        return "the policy does not let a release rest on the rule judge alone: allow_rules_only is not set"
+    return None
 
 
 def may_rest_on(report: CheckReport) -> bool:
