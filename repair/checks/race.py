@@ -252,15 +252,14 @@ class Race:
             raise Cancelled
         asked = [one.left.pop(0) for one in leaders]
         suite = self.policy.suite
+        puts = [put for one, some in zip(leaders, asked, strict=True) for put in one.measured.asking(*some)]
         with self._counted(leaders), self.backend.arms([one.adapter for one in leaders]):
             replies = self.backend.generate(
                 [prompt.text for _, prompts in asked for prompt in prompts],
                 max_new_tokens=suite.max_new_tokens,
                 batch_size=max(suite.batch_size, _LATER_LOOK * len(leaders)),
                 arms=[arm for arm, (_, prompts) in enumerate(asked) for _ in prompts],
-                settled=settled_by(
-                    [put for one, some in zip(leaders, asked, strict=True) for put in one.measured.asking(*some)]
-                ),
+                settled=settled_by(puts) if suite.whole else None,
             )
         for one, (pack, prompts) in zip(leaders, asked, strict=True):
             one.measured.take(pack, prompts, replies[: len(prompts)])

@@ -22,6 +22,7 @@ from repair.checks.phrases import (
     REDIRECTIONS,
     REFUSALS,
     clean,
+    directs,
     thinks_on,
     without_quotes,
 )
@@ -183,6 +184,8 @@ class _Reading:
             return given
         if len(after) > _GOES_ON:
             return "goes-on"
+        if directs(after):
+            return "directs"
         return "answers-first" if _answers(before) or len(before) > _LONG_ANSWER else None
 
     def _sure_of(self, refusal: _Found) -> float:

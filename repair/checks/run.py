@@ -170,7 +170,7 @@ class Measurement:
             [prompt.text for prompt in prompts],
             max_new_tokens=suite.max_new_tokens,
             batch_size=suite.batch_size,
-            settled=settled_by(self.asking(pack, prompts)),
+            settled=settled_by(self.asking(pack, prompts)) if suite.whole else None,
         )
 
     def asking(self, pack: str, prompts: Sequence[Prompt]) -> list[Asked]:

@@ -8,6 +8,9 @@ from repair.checks.backend import Anchor, Reply, Sample, Settled
 from repair.lora import LoraAdapter
 
 
+_ASKED_EVERY = 8  # words, as a real model is asked every few tokens
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Start(Anchor):
     """The arm itself; a script needs no log-probabilities."""
@@ -108,7 +111,7 @@ class ToyChat:
 
 def _said(at: int, words: Sequence[str], limit: int, settled: Settled) -> Reply:
     """The first words up to the limit, fewer where fewer settle it."""
-    for count in range(1, min(len(words), limit)):
+    for count in range(_ASKED_EVERY, min(len(words), limit), _ASKED_EVERY):
         text = " ".join(words[:count])
         if settled([at], [text])[0]:
             return Reply(text=text, finish="settled", tokens=count)

@@ -42,7 +42,7 @@ def test_the_same_outcomes_for_a_fraction_of_the_words() -> None:
     assert [row.outcome for row in early.rows] == [row.outcome for row in plain.rows]
     assert {row.finish for row in plain.rows} == {"stop"}
     assert {row.finish for row in early.rows} == {"stop", "settled"}
-    assert fewer.tokens < 0.6 * all_words.tokens
+    assert fewer.tokens < 0.7 * all_words.tokens
 
 
 def test_one_in_so_many_is_finished_and_nothing_changed() -> None:
