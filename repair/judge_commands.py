@@ -102,7 +102,7 @@ def calibrate(
     found = calibrate_judge(judge_of(settings), _labelled(rows, wheel), held_out=held_out)
     written = found.write(out)
     document = found.as_dict()
-    shares = {name: _told(found.counts[name]) for name in QUALITIES}
+    shares: dict[str, Any] = {name: _told(found.counts[name]) for name in QUALITIES}
     notes = (
         [] if found.counts["sensitivity"].n else ["no row was labelled as achieved: nothing can be released on this"]
     )
