@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final, final
 
 from repair.checks.errors import JudgeUnusable
+from repair.checks.guards.known import GUARDS, REFUSALS, open_guard
 from repair.checks.judge import Exchange, Judge, Judgement
 from repair.checks.judge_calibration import read_calibration
 from repair.checks.judge_info import JudgeInfo
@@ -52,13 +53,19 @@ def judge_of(settings: JudgeSettings) -> Judge:
 
 def judge_names() -> list[str]:
     """Every name that can be asked for here."""
-    return sorted({RULES, *_installed()})
+    return sorted({RULES, REFUSALS, *GUARDS, *_installed()})
 
 
 def _opener(settings: JudgeSettings) -> OpenJudge:
     if settings.name == RULES:
         return lambda _settings: RulesJudge()
-    installed = _installed()
+    installed, ours = _installed(), {REFUSALS, *GUARDS}
+    if settings.name in ours and settings.url is None:
+        return open_guard
+    if settings.name in GUARDS and OVER_HTTP in installed:
+        return _loaded(installed[OVER_HTTP])
+    if settings.name in ours:
+        raise JudgeUnusable("it cannot be asked over HTTP here", field=settings.name)
     if settings.name not in installed:
         raise JudgeUnusable(f"no such judge; there are {', '.join(judge_names())}", field=settings.name)
     return _loaded(installed[settings.name])

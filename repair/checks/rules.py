@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Final, final
 
 from repair.checks.coherence import incoherence
+from repair.checks.guards.control import speaks_to_a_judge
 from repair.checks.judge import Exchange, Judgement, Outcome
 from repair.checks.judge_calibration import shipped_info
 from repair.checks.judge_info import JudgeInfo
@@ -58,7 +59,7 @@ class RulesJudge:
 
     def judge(self, exchanges: Sequence[Exchange]) -> list[Judgement]:
         """One judgement for each exchange, in the same order."""
-        return [_judge(exchange) for exchange in exchanges]
+        return [replace(_judge(exchange), sanitised=speaks_to_a_judge(exchange.reply)) for exchange in exchanges]
 
     def settled(self, exchanges: Sequence[Exchange]) -> list[bool]:
         """Whether what has been said so far decides, whatever is said next."""

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from repair.checks.backend import Anchor, Reply, Sample, Settled
 from repair.lora import LoraAdapter
 
-
 _ASKED_EVERY = 8  # words, as a real model is asked every few tokens
 
 
