@@ -12,9 +12,11 @@ from repair.adapter_file import copy_adapter, read_adapter
 from repair.checkpoint import Checkpoint
 from repair.checks.backend import Sample
 from repair.checks.evidence import CheckOutcome
+from repair.checks.judge import RulesJudge
 from repair.checks.planner import Reference, Verdict, plan
 from repair.checks.policy import load_policy
 from repair.checks.run import Original, run_checks
+from repair.checks.usable import require_usable
 from repair.commands import (
     Answer,
     Exit,
@@ -100,6 +102,7 @@ def _diagnostics(uploaded: LoraAdapter, reference: Reference, place: Place) -> d
 def check(adapter: Path | None, suite: str, place: Place, *, samples: Path | None) -> Answer:
     """Measure an adapter, or the aligned model alone, against a policy's bounds; nothing is stopped early."""
     policy = load_policy(suite)
+    require_usable(policy, RulesJudge.info)
     uploaded = None if adapter is None else admitted(adapter)
     chat = chat_of(place)
     report = run_checks(chat, None, policy, "certify", arm="aligned", stop_early=False, progress=place.progress)
