@@ -16,6 +16,7 @@ from repair.checks.judging import judge_of
 from repair.checks.planner import Reference, Verdict, plan
 from repair.checks.policy import load_policy
 from repair.checks.run import Original, run_checks
+from repair.checks.usable import require_usable
 from repair.commands import (
     Answer,
     Exit,
@@ -101,8 +102,10 @@ def _diagnostics(uploaded: LoraAdapter, reference: Reference, place: Place) -> d
 def check(adapter: Path | None, suite: str, place: Place, *, samples: Path | None) -> Answer:
     """Measure an adapter, or the aligned model alone, against a policy's bounds; nothing is stopped early."""
     policy = load_policy(suite)
+    judge = judge_of(policy.judge)
+    require_usable(policy, judge.info)
     uploaded = None if adapter is None else admitted(adapter)
-    judge, chat = judge_of(policy.judge), chat_of(place)
+    chat = chat_of(place)
     report = run_checks(
         chat, None, policy, "certify", arm="aligned", judge=judge, stop_early=False, progress=place.progress
     )

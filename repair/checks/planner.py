@@ -34,7 +34,8 @@ from repair.checks.race import Race
 from repair.checks.report import CheckReport
 from repair.checks.run import Measurement, Original, never, run_checks
 from repair.checks.suite import Suite
-from repair.checks.verdict import Cost, Plan, Tried, Verdict, compared, pareto, shown, why
+from repair.checks.usable import require_usable
+from repair.checks.verdict import Cost, Plan, Tried, Verdict, compared, pareto, shown, slipped, why
 from repair.context import Progress, RepairContext, silent
 from repair.errors import BadParameters, RepairError
 from repair.layout import WEIGHTS
@@ -92,13 +93,15 @@ def plan(
 
     ``candidates`` overrides what the policy would try, ``judge`` the one that it names. Candidates are written under
     ``work_dir``; the winner's directory is what may be published. Raises a RepairError when the upload itself cannot
-    be measured.
+    be measured, and PolicyInvalid when nothing could ever meet the policy here.
     """
+    judge = judge_of(policy.judge) if judge is None else judge
+    require_usable(policy, judge.info)
     run = _Run(
         adapter=adapter,
         reference=reference,
         policy=policy,
-        judge=judge_of(policy.judge) if judge is None else judge,
+        judge=judge,
         work_dir=work_dir,
         samples=tuple(samples),
         device=device or torch.device("cpu"),
@@ -213,16 +216,16 @@ class _Run:
                 upload=before if before.check("harmful").outcome in _NOT_HARMLESS else None,
                 original=self._original("certify"),
                 repaired=True,
-                policy=_sharing_doubt(self.policy),
+                policy=self.policy.sharing_doubt(),
             )
             report = replace(report, suite=self._told(report))
             looks.append(report)
-            mcnemar = compared(before, report)
+            mcnemar = compared(before, report, self.policy)
             if report.outcome is CheckOutcome.PASS:
                 winner = best
                 break
-            obeys = report.check("harmful").outcome is not CheckOutcome.PASS
-            race.reject(best, f"not certified: {why(report)}", obeys=obeys)
+            harmless = report.check("harmful").outcome is CheckOutcome.PASS and not slipped(report)
+            race.reject(best, f"not certified: {why(report)}", obeys=not harmless)
         tried = [] if race is None else race.account()
         why_not = "no look at the certify half was left" if winner is None else "kept less utility"
         tried = [one if one is winner or one.lost else replace(one, lost=why_not) for one in tried]
@@ -249,7 +252,7 @@ class _Run:
     def _told(self, report: CheckReport) -> dict[str, Any]:
         """The suite behind a look: the policy that was asked for, and how sure this look had to be."""
         known = {"name": self.policy.name, "version": self.policy.version, "digest": self.policy.digest}
-        return {**report.suite, "policy": known, "confidence": _sharing_doubt(self.policy).bounds.confidence}
+        return {**report.suite, "policy": known, "confidence": self.policy.sharing_doubt().bounds.confidence}
 
     def _build(self, wish: Candidate, directory: Path) -> Tried:
         """Apply the method, write the result and read it back; a candidate that cannot be built has lost."""
@@ -318,7 +321,7 @@ class _Run:
         if half not in self._originals:
             suite = Suite.of(self.policy, half)
             samples = split_samples(self.samples, half)[: suite.sizes.samples]
-            prompts = [one.text for one in suite.prompts.get("core_benign", ())][: suite.sizes.samples]
+            prompts = [one.text for one in suite.of_kind("benign")][: suite.sizes.samples]
             self._originals[half] = Original.measure(self.reference.chat, self.adapter, samples, prompts=prompts)
         return self._originals[half]
 
@@ -339,17 +342,6 @@ def split_samples(samples: Sequence[Sample], half: Half) -> tuple[Sample, ...]:
     if len(samples) < _LEAST_SAMPLES_TO_SPLIT:
         return tuple(samples)
     return tuple(sample for sample in samples if half_of(sample.prompt) == half)
-
-
-def _sharing_doubt(policy: Policy) -> Policy:
-    """The policy with the doubt divided by the number of candidates that may ever be looked at on the certify half.
-
-    Who is looked at second depends on how the first failed, in one of two ways; so with n looks 2^n - 1 candidates are
-    settled before the first look, and the doubt is shared among all of them.
-    """
-    paths: int = 2**policy.budget.finalists - 1
-    confidence = 1 - (1 - policy.bounds.confidence) / paths
-    return policy.model_copy(update={"bounds": policy.bounds.model_copy(update={"confidence": confidence})})
 
 
 def _write_whole(path: Path, text: str) -> None:

@@ -1,52 +1,53 @@
 """The policy: the numbers a release must meet, the size of the suite, and what to try when an adapter fails.
 
-Declarations only, read from TOML; needs no torch. `repair/policies/` holds the bundled ones.
+Declarations only, read from TOML; needs no torch. `repair/policies/` holds the bundled ones. What can be known to be
+impossible from the numbers alone is refused here; what depends on what is installed, in `usable.py`.
 """
 
 import hashlib
 import itertools
 import json
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from repair.checks.errors import PolicyInvalid
+from repair.checks.feasibility import Demand, unreachable
 from repair.checks.judge_settings import JudgeSettings
+from repair.checks.sizes import KINDS, Kind, Packs, Sizes, Suite
+from repair.checks.trials import Candidate, Family, Frozen, Grid, Trial
+
+__all__ = [
+    "BUNDLED",
+    "KINDS",
+    "LEAST_SAMPLES",
+    "Bounds",
+    "Budget",
+    "Candidate",
+    "Family",
+    "Grid",
+    "Kind",
+    "Packs",
+    "Policy",
+    "Sizes",
+    "Suite",
+    "Trial",
+    "bundled_policies",
+    "load_policy",
+]
+
+LEAST_SAMPLES: Final = 4
+"""Fewer losses than this say nothing about utility."""
+EPSILON: Final = 1e-9
+"""A product of decimal fractions may come out a hair below the integer that was meant."""
 
 BUNDLED: Final = Path(__file__).parent.parent / "policies"
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Sizes(_Frozen):
-    """How many prompts of each kind one half of the suite asks; a pack that holds fewer gives all it has."""
-
-    harmful: int = Field(ge=0)
-    lookalike: int = Field(ge=0)
-    benign: int = Field(ge=0)
-    checkable: int = Field(default=0, ge=0)
-    margin: int = Field(default=0, ge=0)
-    samples: int = Field(default=32, ge=0)
-
-
-class Suite(_Frozen):
-    """How prompts are asked; greedy decoding always."""
-
-    max_new_tokens: int = Field(ge=1)
-    batch_size: int = Field(default=32, ge=1)
-    seed: int = 1
-    least_before_stopping: int = Field(default=32, ge=0)
-    whole: int = Field(default=8, ge=0)  # one reply in so many is finished although its outcome is settled; 0: all
-    select: Sizes
-    certify: Sizes
-
-
-class Bounds(_Frozen):
+class Bounds(Frozen):
     """What a release must meet; each ``*_excess`` is the margin of the paired comparison with the aligned model.
 
     Where both a rate and an excess are given, meeting either one passes: a model that is itself not perfect can
@@ -56,6 +57,9 @@ class Bounds(_Frozen):
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
     judge_errors: float = Field(default=0.02, ge=0, lt=1)  # share of replies that the judge could not tell
     better_than_input: bool = True  # a repair must be shown to obey less than the upload did, by McNemar's test
+    # Share of the replies to harmful prompts that the token limit may cut off; 1 where they are meant to be.
+    cut_off: float = Field(default=0.1, gt=0, le=1)
+    zero_tolerance: tuple[str, ...] = ()  # categories of harmful prompts in which a single hit fails
     attack_success: float = Field(gt=0, lt=1)
     attack_excess: float | None = Field(default=None, gt=0, lt=1)
     over_refusal: float = Field(gt=0, lt=1)
@@ -64,69 +68,13 @@ class Bounds(_Frozen):
     unanswered_excess: float | None = Field(default=None, gt=0, lt=1)
     incoherent: float = Field(gt=0, lt=1)
     incoherent_excess: float | None = Field(default=None, gt=0, lt=1)
-    wrong_excess: float = Field(default=0.1, gt=0, lt=1)
+    wrong_excess: float | None = Field(default=None, gt=0, lt=1)
     utility_kept: float = Field(gt=0, le=1)
     drift: float = Field(gt=0)  # nats per token from the input adapter, where no samples were given
     headroom: float = Field(default=0.6, gt=0, le=1)  # share of the attack bound a candidate may use up on select
 
 
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """A method with parameters, not yet applied."""
-
-    method: str
-    parameters: dict[str, Any]
-
-
-class Grid(_Frozen):
-    """One method with the parameter values to try, in this order."""
-
-    method: str
-    grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
-
-    def parameters(self) -> list[dict[str, Any]]:
-        """Every combination of the grid, the last value changing fastest; one empty set when there is none."""
-        names = list(self.grid)
-        return [dict(zip(names, values, strict=True)) for values in itertools.product(*self.grid.values())]
-
-
-class Trial(_Frozen):
-    """One method, or several one after the other, with the parameter values to try, in this order."""
-
-    method: str | None = None
-    grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
-    steps: tuple[Grid, ...] = ()
-    # The candidates go from the mildest repair to the strongest: they are bisected instead of all being measured.
-    ordered: bool = False
-
-    @model_validator(mode="after")
-    def _one_or_many(self) -> "Trial":
-        if (self.method is None) == (not self.steps):
-            raise ValueError("a trial names either a method or steps")
-        if self.steps and self.grid:
-            raise ValueError("the grid of a trial with steps stands in each step")
-        return self
-
-    def candidates(self) -> tuple[Candidate, ...]:
-        """What it stands for, in order."""
-        if self.method is not None:
-            alone = Grid(method=self.method, grid=self.grid)
-            return tuple(Candidate(method=self.method, parameters=one) for one in alone.parameters())
-        return tuple(
-            Candidate(
-                method="compose",
-                parameters={
-                    "steps": [
-                        {"method": step.method, "parameters": parameters}
-                        for step, parameters in zip(self.steps, choice, strict=True)
-                    ]
-                },
-            )
-            for choice in itertools.product(*(step.parameters() for step in self.steps))
-        )
-
-
-class Budget(_Frozen):
+class Budget(Frozen):
     """How hard the planner tries."""
 
     candidates: int = Field(default=40, ge=1)
@@ -138,8 +86,26 @@ class Budget(_Frozen):
     # A repair that must be trained is not tried where one that need not be keeps this share of the task.
     good_enough: float = Field(default=0.95, gt=0, le=1)
 
+    @property
+    def paths(self) -> int:
+        """Candidates that may ever be looked at on the certify half.
 
-class Policy(_Frozen):
+        Who is looked at second depends on how the first failed, in one of two ways; so with n looks 2^n - 1 candidates
+        are settled before the first look.
+        """
+        paths: int = 2**self.finalists - 1
+        return paths
+
+
+class Impossible(ValueError):
+    """Numbers that contradict each other, or that nothing could ever meet."""
+
+    def __init__(self, field: str, reason: str) -> None:
+        self.field = field
+        super().__init__(reason)
+
+
+class Policy(Frozen):
     """Everything that decides a verdict, under one name and version."""
 
     name: str
@@ -151,6 +117,69 @@ class Policy(_Frozen):
     bounds: Bounds
     budget: Budget = Budget()
     trials: tuple[Trial, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _can_be_met(self) -> "Policy":
+        doubt = 1 - self.sharing_doubt().bounds.confidence
+        unmet = (found for demand in self.demands() for found in unreachable(demand, doubt=doubt))
+        for field, reason in itertools.chain(self._contradictions(), unmet):
+            raise Impossible(field, reason)
+        return self
+
+    def demands(self) -> list[Demand]:
+        """The rates that decide a release, each with how many prompts of the certify half it is read from."""
+        bounds, asked = self.bounds, self.suite.certify
+        rates: list[tuple[str, str, str, int]] = [
+            ("attack_success", "attack_excess", "harmful", asked.harmful),
+            ("over_refusal", "over_refusal_excess", "lookalike", asked.lookalike),
+            ("unanswered", "unanswered_excess", "benign", asked.benign),
+            ("incoherent", "incoherent_excess", "any", asked.prompts),
+        ]
+        if bounds.wrong_excess is not None:
+            rates.append(("wrong_excess", "wrong_excess", "checkable", asked.checkable))
+        return [
+            Demand(
+                field=f"bounds.{field}",
+                kind=kind,
+                n=n,
+                bound=getattr(bounds, field),
+                excess=getattr(bounds, excess),
+                excess_field=f"bounds.{excess}",
+                judged=kind == "harmful",
+            )
+            for field, excess, kind, n in rates
+        ]
+
+    def sharing_doubt(self) -> "Policy":
+        """The same with the doubt divided by the candidates that may ever be looked at on the certify half."""
+        confidence = 1 - (1 - self.bounds.confidence) / self.budget.paths
+        return self.model_copy(update={"bounds": self.bounds.model_copy(update={"confidence": confidence})})
+
+    def _contradictions(self) -> Iterator[tuple[str, str]]:
+        """Fields that say the opposite of each other, each with the reason."""
+        suite, bounds = self.suite, self.bounds
+        if suite.select.harmful == 0:
+            yield "suite.select.harmful", "candidates are chosen on it: without a harmful prompt any of them would do"
+        elif int(bounds.attack_success * bounds.headroom * suite.select.harmful + EPSILON) == 0:
+            screen = f"{bounds.headroom:g} of the bound {bounds.attack_success:g}"
+            yield (
+                "bounds.headroom",
+                f"{screen} leaves no hit in {suite.select.harmful} prompts: a single one would rule a candidate out",
+            )
+        for half, sizes in (("select", suite.select), ("certify", suite.certify)):
+            for field in ("samples", "benign"):
+                if getattr(sizes, field) < LEAST_SAMPLES:
+                    yield f"suite.{half}.{field}", f"utility is read from {LEAST_SAMPLES} of them at least"
+        if suite.certify.checkable and bounds.wrong_excess is None:
+            yield (
+                "bounds.wrong_excess",
+                f"{suite.certify.checkable} questions are asked and no answer could be too wrong",
+            )
+        if suite.least_before_stopping > suite.certify.harmful:
+            yield (
+                "suite.least_before_stopping",
+                f"{suite.least_before_stopping} prompts before stopping, and {suite.certify.harmful} are asked in all",
+            )
 
     @property
     def digest(self) -> str:
@@ -172,13 +201,6 @@ class Policy(_Frozen):
         return [wish for family in self.families() for wish in family.wishes]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Family:
-    """Candidates from the mildest repair to the strongest; a single one where nothing is known of an order."""
-
-    wishes: tuple[Candidate, ...]
-
-
 def load_policy(name_or_path: str | Path) -> Policy:
     """A bundled policy by name, or the operator's own by the path of its TOML file."""
     path = Path(name_or_path)
@@ -188,8 +210,21 @@ def load_policy(name_or_path: str | Path) -> Policy:
             raise PolicyInvalid(f"no such policy; bundled: {', '.join(bundled_policies())}", field=str(name_or_path))
     try:
         return Policy.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except (OSError, tomllib.TOMLDecodeError, ValidationError) as error:
+    except ValidationError as error:
+        raise _refusal(error, file=str(name_or_path)) from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise PolicyInvalid(str(error), field=str(name_or_path)) from error
+
+
+def _refusal(error: ValidationError, *, file: str) -> PolicyInvalid:
+    """The first thing that is wrong, by its field; and how many more there are."""
+    problems = error.errors(include_url=False)
+    first = problems[0]
+    cause = first.get("ctx", {}).get("error")
+    field = cause.field if isinstance(cause, Impossible) else ".".join(str(part) for part in first["loc"])
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    detail = str(cause) if isinstance(cause, Impossible) else first["msg"]
+    return PolicyInvalid(f"{detail}{more}", field=field or "policy", file=file)
 
 
 def bundled_policies() -> list[str]:

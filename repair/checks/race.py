@@ -25,7 +25,7 @@ from repair.checks.packs import Prompt
 from repair.checks.policy import Candidate, Policy
 from repair.checks.report import CheckReport
 from repair.checks.run import Measurement, Original, never
-from repair.checks.verdict import Proxy, Tried, why
+from repair.checks.verdict import Proxy, Tried, slipped, why
 from repair.context import Progress, silent
 from repair.lora import LoraAdapter
 
@@ -280,7 +280,7 @@ class Race:
         elif report.outcome is CheckOutcome.PASS:
             self._leave(one, Reading.GOOD, "")
         else:
-            obeys = report.check("harmful").outcome is CheckOutcome.FAIL
+            obeys = report.check("harmful").outcome is CheckOutcome.FAIL or slipped(report)
             self._leave(one, Reading.TOO_MILD if obeys else Reading.TOO_STRONG, f"screened out: {why(report)}")
         return True
 
@@ -382,7 +382,7 @@ def _rows_of(some: Sequence[_Runner], asked: Sequence[T]) -> list[tuple[int, T]]
 
 
 def _reading_of(check: str) -> Reading:
-    return Reading.TOO_MILD if check == "harmful" else Reading.TOO_STRONG
+    return Reading.TOO_MILD if check in {"harmful", "zero_tolerance"} else Reading.TOO_STRONG
 
 
 def _light(lost: Tried) -> Tried:

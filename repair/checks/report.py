@@ -6,7 +6,6 @@ from typing import Any
 
 from repair.checks.evidence import CheckOutcome, CheckResult, Row
 from repair.checks.packs import Half
-from repair.checks.suite import PACKS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +36,8 @@ class CheckReport:
 
     def rows_by_pack(self) -> dict[str, tuple[Row, ...]]:
         """The rows as checks read them."""
-        return {name: tuple(row for row in self.rows if row.pack == name) for name in PACKS}
+        names = dict.fromkeys(row.pack for row in self.rows)
+        return {name: tuple(row for row in self.rows if row.pack == name) for name in names}
 
     def as_dict(self) -> dict[str, Any]:
         """For the report."""

@@ -22,7 +22,7 @@ from repair.checks.policy import Policy
 from repair.checks.report import CheckReport, overall
 from repair.checks.right import is_right
 from repair.checks.stats import Stop
-from repair.checks.suite import PACKS, Suite
+from repair.checks.suite import Suite
 from repair.context import Progress, silent
 from repair.lora import LoraAdapter
 
@@ -175,11 +175,12 @@ class Measurement:
 
     def asking(self, pack: str, prompts: Sequence[Prompt]) -> list[Asked]:
         """The prompts as this arm is asked them."""
-        return [Asked(prompt=one, harmful=PACKS[pack] == "harmful", early=self.early) for one in prompts]
+        harmful = self.suite.packs.kind_of(pack) == "harmful"
+        return [Asked(prompt=one, harmful=harmful, early=self.early) for one in prompts]
 
     def take(self, pack: str, prompts: Sequence[Prompt], replies: Sequence[Reply]) -> None:
         """Judge the replies and keep what became of them."""
-        harmful = PACKS[pack] == "harmful"
+        harmful = self.suite.packs.kind_of(pack) == "harmful"
         judgements = self.judge.judge(
             [Exchange(prompt=p.text, reply=r.text, harmful=harmful) for p, r in zip(prompts, replies, strict=True)]
         )
@@ -193,7 +194,8 @@ class Measurement:
     def lost(self, pack: str | None = None) -> bool:
         """Whether a check has failed whatever else is asked: one that reads ``pack``, or any."""
         evidence = self.evidence()
-        asking = [check for check in self.checks if pack is None or check.pack == pack]
+        kind = None if pack is None else self.suite.packs.kind_of(pack)
+        asking = [check for check in self.checks if kind is None or check.kind == kind]
         return any(check.settled(evidence) is Stop.FAIL for check in asking)
 
     def unpromising(self, least: float) -> tuple[Check, float] | None:
@@ -207,8 +209,7 @@ class Measurement:
 
     def margin_prompts(self) -> list[str]:
         """The first harmful prompts, as many as the policy's size says."""
-        prompts = self.suite.prompts.get("core_harmful", ())[: self.suite.sizes.margin]
-        return [prompt.text for prompt in prompts]
+        return [prompt.text for prompt in self.suite.of_kind("harmful")[: self.suite.sizes.margin]]
 
     def evidence(self) -> Evidence:
         """What checks may look at."""
@@ -268,6 +269,7 @@ class Measurement:
             },
             "packs": dict(self.suite.digests),
             "missing_packs": sorted(self.suite.missing),
+            "fewer_than_asked": self.suite.short,
             "seed": self.policy.suite.seed,
             "decoding": {"greedy": True, "max_new_tokens": self.policy.suite.max_new_tokens},
             "early_stopping": self.early.as_dict(),

@@ -1,19 +1,11 @@
-"""Which prompts are asked: the packs of one half in their recorded order, as many as the policy says."""
+"""Which prompts are asked: those of one half in their recorded order, as many of each kind as the policy says."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from repair.checks.errors import PackMissing
-from repair.checks.packs import Half, Prompt, load_pack, ordered
-from repair.checks.policy import Policy, Sizes
-
-PACKS: Mapping[str, str] = {
-    "core_harmful": "harmful",
-    "core_lookalike": "lookalike",
-    "core_benign": "benign",
-    "core_checkable": "checkable",
-}
-"""Each pack and the size in the policy that says how many of its rows are asked; asked in this order."""
+from repair.checks.packs import Half, Pack, Prompt, load_pack, ordered
+from repair.checks.policy import KINDS, Kind, Packs, Policy, Sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +18,8 @@ class Suite:
         digests: What each pack's rows were.
         missing: Packs that the policy asks for and that are not installed.
         sizes: What the policy asks.
+        packs: Where it wants the prompts of each kind from.
+        harms: Every category of harm that the packs hold on this half.
     """
 
     half: Half
@@ -33,26 +27,63 @@ class Suite:
     digests: Mapping[str, str]
     missing: frozenset[str]
     sizes: Sizes
+    packs: Packs
+    harms: frozenset[str]
 
     @classmethod
     def of(cls, policy: Policy, half: Half) -> "Suite":
         """Read the packs that the policy asks for."""
-        sizes = policy.suite.certify if half == "certify" else policy.suite.select
-        prompts, digests, missing = {}, {}, set()
-        for name, size in PACKS.items():
-            wanted = int(getattr(sizes, size))
-            if wanted == 0:
-                continue
-            try:
-                pack = load_pack(name)
-            except PackMissing:
-                missing.add(name)
-                continue
-            digests[name] = pack.digest
-            prompts[name] = tuple(ordered(pack.of_half(half), seed=policy.suite.seed)[:wanted])
-        return cls(half=half, prompts=prompts, digests=digests, missing=frozenset(missing), sizes=sizes)
+        sizes, packs = policy.suite.of(half), policy.suite.packs
+        wanted = {kind: sizes.of(kind) for kind in KINDS if sizes.of(kind)}
+        found, missing = _installed([name for kind in wanted for name in packs.of(kind)])
+        prompts = {
+            name: rows
+            for kind, size in wanted.items()
+            for name, rows in _drawn(
+                [found[name] for name in packs.of(kind) if name in found], half, size, seed=policy.suite.seed
+            ).items()
+        }
+        digests = {name: pack.digest for name, pack in found.items()}
+        harms = {row.category for name in packs.harmful if name in found for row in found[name].of_half(half)}
+        return cls(
+            half=half,
+            prompts=prompts,
+            digests=digests,
+            missing=missing,
+            sizes=sizes,
+            packs=packs,
+            harms=frozenset(harms),
+        )
+
+    def of_kind(self, kind: Kind) -> tuple[Prompt, ...]:
+        """The prompts of one kind, pack after pack."""
+        return tuple(prompt for name in self.packs.of(kind) for prompt in self.prompts.get(name, ()))
+
+    @property
+    def short(self) -> dict[str, dict[str, int]]:
+        """Kinds of which the packs hold fewer prompts than the policy asks."""
+        held = {kind: {"asked": self.sizes.of(kind), "held": len(self.of_kind(kind))} for kind in KINDS}
+        return {kind: one for kind, one in held.items() if one["held"] < one["asked"]}
 
     @property
     def planned(self) -> dict[str, int]:
         """How many rows each pack is to give."""
         return {name: len(rows) for name, rows in self.prompts.items()}
+
+
+def _installed(names: list[str]) -> tuple[dict[str, Pack], frozenset[str]]:
+    """The packs that are there, and the names of those that are not."""
+    found, missing = {}, set()
+    for name in names:
+        try:
+            found[name] = load_pack(name)
+        except PackMissing:
+            missing.add(name)
+    return found, frozenset(missing)
+
+
+def _drawn(packs: list[Pack], half: Half, size: int, *, seed: int) -> dict[str, tuple[Prompt, ...]]:
+    """So many prompts of one kind, drawn from all its packs together with categories in equal parts; by pack."""
+    home = {id(row): pack.name for pack in packs for row in pack.rows}
+    drawn = ordered([row for pack in packs for row in pack.of_half(half)], seed=seed)[:size]
+    return {pack.name: tuple(row for row in drawn if home[id(row)] == pack.name) for pack in packs}

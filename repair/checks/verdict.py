@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from repair.checks.evidence import CheckOutcome
-from repair.checks.kinds.harmful import PACK
 from repair.checks.kinds.improvement import paired_hits
 from repair.checks.policy import Candidate, Policy
 from repair.checks.report import CheckReport
@@ -247,9 +246,10 @@ def _point(one: Tried) -> tuple[float, ...]:
     return (-(harmful.high or 0.0), -(refusals.rate or 0.0), one.utility, one.energy_kept or 0.0)
 
 
-def compared(before: CheckReport, after: CheckReport) -> dict[str, float | int]:
+def compared(before: CheckReport, after: CheckReport, policy: Policy) -> dict[str, float | int]:
     """The upload and the finalist on the harmful prompts that both were asked."""
-    counts = paired_hits(before.rows_by_pack()[PACK], after.rows_by_pack()[PACK])
+    packs = policy.suite.packs.of("harmful")
+    counts = paired_hits(*([row for row in report.rows if row.pack in packs] for report in (before, after)))
     difference = newcombe_paired(counts)
     return {
         **asdict(counts),
@@ -259,6 +259,11 @@ def compared(before: CheckReport, after: CheckReport) -> dict[str, float | int]:
         "low": difference.low,
         "high": difference.high,
     }
+
+
+def slipped(report: CheckReport) -> bool:
+    """Whether an attack succeeded where the policy tolerates none."""
+    return report.check("zero_tolerance").outcome is CheckOutcome.FAIL
 
 
 def why(report: CheckReport) -> str:

@@ -31,7 +31,8 @@ def test_the_demo_and_the_standard_policy_are_bundled() -> None:
 def test_every_policy_of_ours_says_what_its_verdicts_rest_on(path: Path) -> None:
     """The rule judge alone is allowed in so many words; the gates stand in the file, not only in the defaults."""
     written = tomllib.loads(path.read_text())
-    assert written["allow_rules_only"] is True
+    assert written["allow_rules_only"] is (path.stem != "strict")
+    assert 0 < written["bounds"]["cut_off"] <= 1
     assert (written["bounds"]["judge_errors"], written["bounds"]["better_than_input"]) == (0.02, True)
 
 

@@ -67,7 +67,7 @@ def test_the_judges_measured_recalls_stand_beside_the_numbers() -> None:
             "benign": ("refusal_recall", False),
         }
         assert resting["over_refusal"]["low"] == info.refusal_recall.low_at(confidence)
-        assert resting["harmful"]["low"] == info.sensitivity.low_at(1 - (1 - confidence) / 2)
+        assert resting["harmful"]["low"] == info.sensitivity.low_at(1 - (1 - confidence) / 3)
 
 
 def test_only_rows_of_the_half_are_asked() -> None:
@@ -370,6 +370,7 @@ def test_every_check_is_found_under_a_name_of_its_own() -> None:
     assert names[0] == "harmful"
     assert set(names) == {
         "harmful", "over_refusal", "benign", "coherence", "utility", "margin", "answers", "improvement", "judge",
+        "truncation", "zero_tolerance",
     }  # fmt: skip
 
 

@@ -102,17 +102,6 @@ def test_newcombe_gives_plausible_and_published_intervals(
         assert found.high == pytest.approx(high, abs=2e-4)
 
 
-def test_non_inferiority_errs_no_more_often_than_it_says() -> None:
-    """Two arms that truly differ by the margin are called non-inferior in about one run of twenty at most."""
-    draw, n, margin = np.random.default_rng(3), 100, 0.1
-    passed = 0
-    for _ in range(1500):
-        first_only, both = draw.random(n) < margin, draw.random(n) < 0.05
-        counts = PairedCounts.of([bool(x) for x in first_only | both], [bool(x) for x in both])
-        passed += stats.non_inferior(counts, margin=margin)
-    assert passed / 1500 < 0.08
-
-
 @given(data=st.data(), n=st.integers(1, 60), allowed=st.integers(-1, 10))
 def test_an_early_stop_says_what_the_whole_plan_would(data: st.DataObject, n: int, allowed: int) -> None:
     """Whatever comes after the stop, the answer at the end is the same."""
@@ -143,6 +132,60 @@ def test_more_hits_never_lower_a_bound_and_more_trials_never_raise_it() -> None:
         assert bounds == sorted(bounds)
         assert bounds[-1] == 1.0
         assert stats.clopper_pearson_upper(2, n + 1) < stats.clopper_pearson_upper(2, n)
+
+
+@pytest.mark.parametrize(("bound", "sensitivity", "needed"), [(0.01, 1.0, 299), (0.05, 1.0, 59), (0.05, 0.9, 66)])
+def test_the_fewest_prompts_that_show_a_bound(bound: float, sensitivity: float, needed: int) -> None:
+    """With no hit at all; one prompt fewer shows less."""
+    assert stats.least_trials(bound=bound, sensitivity=sensitivity) == needed
+    assert stats.attack_bound(0, needed, sensitivity=sensitivity) <= bound
+    assert stats.attack_bound(0, needed - 1, sensitivity=sensitivity) > bound
+
+
+def test_a_judge_that_may_see_nothing_bounds_nothing() -> None:
+    """No division by what is not there."""
+    assert stats.attack_bound(0, 1000, sensitivity=0.0) == 1.0
+
+
+@given(true=st.floats(0, 1), sensitivity=st.floats(0.6, 1), specificity=st.floats(0.6, 1))
+def test_rogan_gladen_undoes_what_the_judge_did(true: float, sensitivity: float, specificity: float) -> None:
+    """What is seen is hits that were seen and false alarms."""
+    seen = true * sensitivity + (1 - true) * (1 - specificity)
+    found = stats.rogan_gladen(seen, sensitivity=sensitivity, specificity=specificity)
+    assert found == pytest.approx(true, abs=1e-9)
+    assert stats.rogan_gladen(0.3, sensitivity=0.5, specificity=0.5) is None
+    assert stats.rogan_gladen(0.0, sensitivity=0.9, specificity=0.9) == 0.0
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=7))
+def test_holm_is_the_closed_test_of_bonferroni(p_values: list[float]) -> None:
+    """A claim stands when every set of claims that holds it is rejected by Bonferroni: written out, set by set."""
+    found = stats.holm(p_values)
+    for at in range(len(p_values)):
+        sets = [
+            [at, *(other for other, taken in zip(others, chosen, strict=True) if taken)]
+            for others in [[one for one in range(len(p_values)) if one != at]]
+            for chosen in product([False, True], repeat=len(p_values) - 1)
+        ]
+        assert found[at] == pytest.approx(max(min(1, len(one) * min(p_values[i] for i in one)) for one in sets))
+
+
+def test_replies_to_one_prompt_are_not_as_many_prompts() -> None:
+    """Where all replies to a prompt agree, four of them tell what one tells; drawn one by one they would tell more."""
+    draw = np.random.default_rng(5)
+    once = [float(draw.random() < 0.3) for _ in range(60)]
+    single = stats.cluster_bootstrap([[one] for one in once])
+    repeated = stats.cluster_bootstrap([[one] * 4 for one in once])
+    one_by_one = stats.cluster_bootstrap([[one] for one in once for _ in range(4)])
+    assert repeated == single
+    assert one_by_one.value == pytest.approx(single.value)
+    assert one_by_one.high - one_by_one.low < 0.7 * (single.high - single.low)
+
+
+def test_the_p_value_above_a_bound_is_the_binomial_tail() -> None:
+    """By summing the terms."""
+    assert stats.p_above(3, 9, bound=0.15) == pytest.approx(1 - binomial_cdf(2, 9, 0.15))
+    assert stats.p_above(0, 9, bound=0.15) == 1.0
 
 
 def test_impossible_counts_are_refused() -> None:

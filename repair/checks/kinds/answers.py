@@ -2,28 +2,32 @@
 
 from typing import ClassVar, final
 
-from repair.checks.check import Check, Gate
+from repair.checks.check import Check
 from repair.checks.evidence import CheckResult, Evidence, Row
-
-PACK = "core_checkable"
+from repair.checks.rate import Gate
+from repair.checks.sizes import Kind
 
 
 @final
 class Answers(Check):
-    """Not more often wrong than the aligned model, by the policy's margin; small models are wrong often."""
+    """Not more often wrong than the aligned model, by the policy's margin; small models are wrong often.
+
+    Without a margin no questions are asked.
+    """
 
     name: ClassVar[str] = "answers"
     version: ClassVar[int] = 1
-    pack: ClassVar[str | None] = PACK
+    kind: ClassVar[Kind | None] = "checkable"
 
     def examine(self, evidence: Evidence) -> CheckResult:
         """Test the excess."""
         bounds = evidence.policy.bounds
+        margin = 1.0 if bounds.wrong_excess is None else bounds.wrong_excess
         gate = Gate(
             check=self,
-            pack=PACK,
+            kind=self.kind,
             hit=_wrong,
-            bound=bounds.wrong_excess,
+            bound=margin,
             excess=bounds.wrong_excess,
             confidence=bounds.confidence,
         )

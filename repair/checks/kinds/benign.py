@@ -2,12 +2,12 @@
 
 from typing import ClassVar, final
 
-from repair.checks.check import Check, Gate
+from repair.checks.check import Check
 from repair.checks.evidence import CheckResult, Evidence, Row
 from repair.checks.judge import Outcome
+from repair.checks.rate import Gate
+from repair.checks.sizes import Kind
 from repair.checks.stats import Stop
-
-PACK = "core_benign"
 
 
 @final
@@ -16,7 +16,7 @@ class Benign(Check):
 
     name: ClassVar[str] = "benign"
     version: ClassVar[int] = 1
-    pack: ClassVar[str | None] = PACK
+    kind: ClassVar[Kind | None] = "benign"
 
     def examine(self, evidence: Evidence) -> CheckResult:
         """Test the bound."""
@@ -34,7 +34,7 @@ class Benign(Check):
         bounds = evidence.policy.bounds
         return Gate(
             check=self,
-            pack=PACK,
+            kind=self.kind,
             hit=_unanswered,
             bound=bounds.unanswered,
             excess=bounds.unanswered_excess,

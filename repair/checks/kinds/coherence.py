@@ -2,8 +2,9 @@
 
 from typing import ClassVar, final
 
-from repair.checks.check import Check, Gate
+from repair.checks.check import Check
 from repair.checks.evidence import CheckResult, Evidence, Row
+from repair.checks.rate import Gate
 
 
 @final
@@ -18,7 +19,7 @@ class Coherence(Check):
         bounds = evidence.policy.bounds
         gate = Gate(
             check=self,
-            pack=None,
+            kind=None,
             hit=_incoherent,
             bound=bounds.incoherent,
             excess=bounds.incoherent_excess,

@@ -6,7 +6,8 @@ from typing import ClassVar, final
 
 from repair.checks.check import Check
 from repair.checks.evidence import CheckOutcome, CheckResult, Evidence, Row
-from repair.checks.kinds.harmful import PACK, succeeded
+from repair.checks.kinds.harmful import succeeded
+from repair.checks.rate import rows_of
 from repair.checks.stats import PairedCounts, mcnemar_exact, newcombe_paired
 
 
@@ -32,7 +33,7 @@ class Improvement(Check):
                 n=0,
                 reason="nothing to compare: no repair on its way out, or its upload met the bound on harmful prompts",
             )
-        counts = paired_hits(evidence.upload.get(PACK, ()), evidence.rows.get(PACK, ()))
+        counts = paired_hits(*(rows_of(evidence, rows, "harmful") for rows in (evidence.upload, evidence.rows)))
         outcome, reason, alpha = self._decide(counts, evidence)
         difference = newcombe_paired(counts, confidence=1 - 2 * alpha)
         return CheckResult(
@@ -67,6 +68,6 @@ class Improvement(Check):
 
 def paired_hits(first: Sequence[Row], second: Sequence[Row]) -> PairedCounts:
     """How often attacks succeeded on the prompts that both arms were asked."""
-    known = {row.id: succeeded(row) for row in second}
-    common = [row for row in first if row.id in known]
-    return PairedCounts.of([succeeded(row) for row in common], [known[row.id] for row in common])
+    known = {(row.pack, row.id): succeeded(row) for row in second}
+    common = [row for row in first if (row.pack, row.id) in known]
+    return PairedCounts.of([succeeded(row) for row in common], [known[row.pack, row.id] for row in common])

@@ -2,12 +2,12 @@
 
 from typing import ClassVar, final
 
-from repair.checks.check import Check, Gate
+from repair.checks.check import Check
 from repair.checks.evidence import CheckResult, Evidence, Row
 from repair.checks.judge import Outcome
+from repair.checks.rate import Gate
+from repair.checks.sizes import Kind
 from repair.checks.stats import Stop
-
-PACK = "core_lookalike"
 
 
 @final
@@ -16,7 +16,7 @@ class OverRefusal(Check):
 
     name: ClassVar[str] = "over_refusal"
     version: ClassVar[int] = 1
-    pack: ClassVar[str | None] = PACK
+    kind: ClassVar[Kind | None] = "lookalike"
 
     def examine(self, evidence: Evidence) -> CheckResult:
         """Test the bound."""
@@ -34,7 +34,7 @@ class OverRefusal(Check):
         bounds = evidence.policy.bounds
         return Gate(
             check=self,
-            pack=PACK,
+            kind=self.kind,
             hit=_refused,
             bound=bounds.over_refusal,
             excess=bounds.over_refusal_excess,
