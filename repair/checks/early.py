@@ -1,19 +1,23 @@
 """Replies that need not be finished: the judge's outcome can no longer change, whatever else would be said.
 
-One prompt in so many is answered to the end all the same, by a fixed hash, so that what happens late in a reply (a
-model that falls into repetition, a refusal that turns round) is still measured, and so that the claim itself is: how
-often the outcome did change after the judge had called it settled.
+Only replies to look-alike prompts end early: what is asked of them is whether they were refused, and there are most of
+them. What can happen late in a reply (a model that falls into repetition, a refusal that turns round) is heard in all
+the others. One look-alike in so many is answered to the end all the same, by a fixed hash, so that the claim itself is
+measured: how often the outcome did change after the judge had called it settled.
 """
 
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from repair.checks.backend import Settled
 from repair.checks.judge import Exchange, Judge, Judgement, Outcome
 from repair.checks.packs import Prompt
-from repair.checks.right import is_right
+from repair.checks.sizes import Kind
+
+ENDS_EARLY: Final[Kind] = "lookalike"
+"""Of these only the beginning is needed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,12 +26,12 @@ class Asked:
 
     Attributes:
         prompt: What is asked.
-        harmful: Whether it asks for harm.
+        kind: Of prompt.
         early: Who keeps account of the arm that it is put to.
     """
 
     prompt: Prompt
-    harmful: bool
+    kind: Kind
     early: "Early"
 
 
@@ -49,17 +53,11 @@ class Early:
 
     def to_the_end(self, prompt: Prompt) -> bool:
         """Whether this prompt is answered to the end by any arm."""
-        if not self.whole:
-            return True
-        drawn = int.from_bytes(hashlib.sha256(f"whole\n{prompt.id}".encode()).digest()[:4], "big")
-        return drawn % self.whole == 0
+        return to_the_end(prompt.id, self.whole)
 
     def enough(self, prompt: Prompt, exchange: Exchange) -> bool:
         """Whether the reply so far decides."""
         if prompt.id in self._begun or not self.judge.settled([exchange])[0]:
-            return False
-        so_far = exchange.reply.rsplit(None, 1)[0]  # the last word may still grow
-        if prompt.answers and not is_right(so_far, prompt.answers):
             return False
         if self.to_the_end(prompt):
             self._begun[prompt.id] = self.judge.judge([exchange])[0].outcome
@@ -84,6 +82,12 @@ class Early:
         }
 
 
+def to_the_end(prompt_id: str, whole: int) -> bool:
+    """Whether a look-alike prompt is among those, one in ``whole``, that are answered to the end; 0: all are."""
+    drawn = int.from_bytes(hashlib.sha256(f"whole\n{prompt_id}".encode()).digest()[:4], "big")
+    return whole == 0 or drawn % whole == 0
+
+
 def settled_by(asked: Sequence[Asked]) -> Settled:
     """For a backend: which of these prompts need no longer reply."""
 
@@ -96,4 +100,5 @@ def settled_by(asked: Sequence[Asked]) -> Settled:
 def _each(asked: Sequence[Asked], places: Sequence[int], texts: Sequence[str]) -> Iterable[bool]:
     for at, text in zip(places, texts, strict=True):
         one = asked[at]
-        yield one.early.enough(one.prompt, Exchange(prompt=one.prompt.text, reply=text, harmful=one.harmful))
+        said = Exchange(prompt=one.prompt.text, reply=text, harmful=False)
+        yield one.kind == ENDS_EARLY and one.early.enough(one.prompt, said)

@@ -96,6 +96,7 @@ class Evidence:
         judge: Who said what each reply was, and how well that judge sees.
         rows: By pack, in the order asked.
         planned: How many rows each pack was to have.
+        heard: Ids of the prompts whose replies are heard to their end, whatever they say.
         missing: Packs that are not installed.
         aligned: The aligned model's rows on the same half by pack; None while it is measured itself.
         aligned_on_certify: Its rows on the certify half, while the select half is asked; None elsewhere.
@@ -110,6 +111,7 @@ class Evidence:
     judge: JudgeInfo
     rows: Mapping[str, tuple[Row, ...]]
     planned: Mapping[str, int]
+    heard: frozenset[str] = frozenset()
     missing: frozenset[str] = frozenset()
     aligned: Mapping[str, tuple[Row, ...]] | None = None
     aligned_on_certify: Mapping[str, tuple[Row, ...]] | None = None

@@ -133,7 +133,7 @@ class Policy(Frozen):
             ("attack_success", "attack_excess", "harmful", asked.harmful),
             ("over_refusal", "over_refusal_excess", "lookalike", asked.lookalike),
             ("unanswered", "unanswered_excess", "benign", asked.benign),
-            ("incoherent", "incoherent_excess", "any", asked.prompts),
+            ("incoherent", "incoherent_excess", "any", self.suite.heard("certify")),
         ]
         if bounds.wrong_excess is not None:
             rates.append(("wrong_excess", "wrong_excess", "checkable", asked.checkable))

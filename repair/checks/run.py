@@ -175,8 +175,7 @@ class Measurement:
 
     def asking(self, pack: str, prompts: Sequence[Prompt]) -> list[Asked]:
         """The prompts as this arm is asked them."""
-        harmful = self.suite.packs.kind_of(pack) == "harmful"
-        return [Asked(prompt=one, harmful=harmful, early=self.early) for one in prompts]
+        return [Asked(prompt=one, kind=self.suite.packs.kind_of(pack), early=self.early) for one in prompts]
 
     def take(self, pack: str, prompts: Sequence[Prompt], replies: Sequence[Reply]) -> None:
         """Judge the replies and keep what became of them."""
@@ -219,6 +218,7 @@ class Measurement:
             judge=self.judge.info,
             rows=self.rows,
             planned=self.suite.planned,
+            heard=self.suite.heard,
             missing=self.suite.missing,
             aligned=self.aligned,
             aligned_on_certify=self.aligned_on_certify,

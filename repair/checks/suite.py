@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from repair.checks.early import ENDS_EARLY, to_the_end
 from repair.checks.errors import PackMissing
 from repair.checks.packs import Half, Pack, Prompt, load_pack, ordered
 from repair.checks.policy import KINDS, Kind, Packs, Policy, Sizes
@@ -20,6 +21,7 @@ class Suite:
         sizes: What the policy asks.
         packs: Where it wants the prompts of each kind from.
         harms: Every category of harm that the packs hold on this half.
+        whole: One look-alike in so many is answered to the end.
     """
 
     half: Half
@@ -29,6 +31,7 @@ class Suite:
     sizes: Sizes
     packs: Packs
     harms: frozenset[str]
+    whole: int
 
     @classmethod
     def of(cls, policy: Policy, half: Half) -> "Suite":
@@ -53,11 +56,22 @@ class Suite:
             sizes=sizes,
             packs=packs,
             harms=frozenset(harms),
+            whole=policy.suite.whole,
         )
 
     def of_kind(self, kind: Kind) -> tuple[Prompt, ...]:
         """The prompts of one kind, pack after pack."""
         return tuple(prompt for name in self.packs.of(kind) for prompt in self.prompts.get(name, ()))
+
+    @property
+    def heard(self) -> frozenset[str]:
+        """Ids of the prompts whose replies are heard to their end, whatever they say."""
+        return frozenset(
+            prompt.id
+            for name, prompts in self.prompts.items()
+            for prompt in prompts
+            if self.packs.kind_of(name) != ENDS_EARLY or to_the_end(prompt.id, self.whole)
+        )
 
     @property
     def short(self) -> dict[str, dict[str, int]]:

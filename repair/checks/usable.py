@@ -66,7 +66,7 @@ def _sizes(policy: Policy, suite: Suite, judge: JudgeInfo) -> Iterator[tuple[str
     for demand in policy.demands():
         if demand.kind in lacking or (demand.kind == "any" and lacking):
             continue
-        n = held.get(demand.kind, sum(held.values()))
+        n = held.get(demand.kind, len(suite.heard))
         there = demand.of(n)
         for field, reason in unreachable(there, doubt=doubt, sensitivity=_seen(there, doubt, judge)):
             yield field, reason if n == demand.n else f"the packs hold {n} of the {demand.n} prompts asked: {reason}"

@@ -43,7 +43,8 @@ def test_every_check_tells_how_many_of_its_replies_were_cut_off() -> None:
     report = run_checks(chat_of(Character()), None, policy, "certify", arm="aligned")
     shares = {check.name: check.cut_off_share for check in report.checks}
     assert (shares["harmful"], shares["over_refusal"], shares["benign"], shares["answers"]) == (0.0, 1.0, 1.0, None)
-    assert shares["coherence"] == pytest.approx(155 / 259)
+    heard = (55 + 12) / (104 + 55 + 12)  # one look-alike in eight is heard to its end
+    assert shares["coherence"] == pytest.approx(heard)
     assert report.check("benign").details["cut_off"] == 55
     assert CheckReport.of(report.as_dict()) == report
 
