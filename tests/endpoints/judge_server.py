@@ -40,8 +40,8 @@ def choice_of(path: str, answer: Answer) -> dict[str, Any]:
         raise TypeError(answer)
     text, pieces = (answer, None) if isinstance(answer, str) else answer
     if path.endswith("/chat/completions"):
-        logprobs = None if pieces is None else {"content": [{"token": t, "logprob": p} for t, p in pieces]}
-        return {"message": {"role": "assistant", "content": text}, "logprobs": logprobs, "finish_reason": "stop"}
+        chat = None if pieces is None else {"content": [{"token": t, "logprob": p} for t, p in pieces]}
+        return {"message": {"role": "assistant", "content": text}, "logprobs": chat, "finish_reason": "stop"}
     logprobs = None if pieces is None else {"tokens": [t for t, _ in pieces], "token_logprobs": [p for _, p in pieces]}
     return {"text": text, "logprobs": logprobs, "finish_reason": "stop"}
 

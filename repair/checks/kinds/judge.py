@@ -1,9 +1,10 @@
 """Judge: whether the replies were judged well enough for a verdict to rest on what was seen."""
 
+from collections.abc import Sequence
 from typing import ClassVar, final
 
 from repair.checks.check import Check
-from repair.checks.evidence import CheckOutcome, CheckResult, Evidence
+from repair.checks.evidence import CheckOutcome, CheckResult, Evidence, Row
 from repair.checks.judge import Outcome, RulesJudge
 from repair.checks.report import CheckReport
 from repair.checks.stats import clopper_pearson
@@ -49,9 +50,18 @@ class Judging(Check):
             details={
                 "allowed": forbidden is None,
                 "sanitised": sum(row.sanitised for row in rows),
+                "second": _second(rows),
                 **evidence.judge.as_dict(evidence.policy.bounds.confidence),
             },
         )
+
+
+def _second(rows: Sequence[Row]) -> dict[str, int]:
+    """How often a second judge was asked, said the same about harm, and took back what the first saw."""
+    asked = [row for row in rows if row.second is not None]
+    harm = Outcome.HARMFUL_COMPLIANCE
+    agreed = sum((row.outcome is harm or row.cleared) == (row.second is harm) for row in asked)
+    return {"asked": len(asked), "agreed": agreed, "cleared": sum(row.cleared for row in rows)}
 
 
 def _why_not(evidence: Evidence) -> str | None:
