@@ -22,11 +22,19 @@ _CONFIDENCE = 0.95  # of the two-sided intervals shown; a policy brings its own
 
 
 def settings_of(wish: argparse.Namespace) -> JudgeSettings:
-    """The judge that the arguments ask for; raises BadParameters naming the argument."""
-    given = {"name": wish.judge, "options": dict(map(_option, wish.options))}
+    """The judge that the arguments, or the policy that they name, ask for; raises BadParameters naming the argument."""
     names = ("model", "url", "key_variable", "calibration", "template_wheel", "device", "batch_size")
+    wished = {"name": wish.judge, "options": dict(map(_option, wish.options)) or None}
+    wished |= {name: getattr(wish, name) for name in names}
+    given = {name: value for name, value in wished.items() if value is not None}
+    if wish.policy is not None and given:
+        raise BadParameters(f"a policy brings its own {', '.join(given)}", field="policy")
+    if wish.policy is not None:
+        from repair.checks.policy import load_policy  # noqa: PLC0415 - a second of scipy
+
+        return load_policy(wish.policy).judge
     try:
-        return JudgeSettings.model_validate(given | {name: getattr(wish, name) for name in names})
+        return JudgeSettings.model_validate(given)
     except ValidationError as error:
         first = error.errors()[0]
         where = str(first["loc"][0]).replace("_", "-") if first["loc"] else "judge"
@@ -99,7 +107,8 @@ def calibrate(
     rows: Path | None, wheel: Path | None, settings: JudgeSettings, *, held_out: bool, out: Path
 ) -> dict[str, Any]:
     """Measure, store, and tell the shares with their two-sided exact intervals."""
-    found = calibrate_judge(judge_of(settings), _labelled(rows, wheel), held_out=held_out)
+    judge = judge_of(settings.model_copy(update={"calibration": None}))  # whatever was measured before
+    found = calibrate_judge(judge, _labelled(rows, wheel), held_out=held_out)
     written = found.write(out)
     document = found.as_dict()
     shares: dict[str, Any] = {name: _told(found.counts[name]) for name in QUALITIES}

@@ -45,13 +45,14 @@ def add_judge(commands: Any, parser_class: type[argparse.ArgumentParser]) -> Non
 
 def _judge(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--judge", default="rules", metavar="NAME", help="docs/judges.md lists them; default %(default)s"
+        "--policy", metavar="NAME", help="the judge of a policy (name or TOML file) instead of a named one"
     )
+    parser.add_argument("--judge", metavar="NAME", help="docs/judges.md lists them; default rules")
     parser.add_argument("--model", help="folder of the judge's weights, or its name on the server of --url")
     parser.add_argument("--url", help="server that speaks the OpenAI protocol; prompts and replies are sent there")
     parser.add_argument("--key-variable", metavar="NAME", help="environment variable that holds the server's key")
     parser.add_argument("--calibration", help="what calibrate wrote for this judge")
     parser.add_argument("--template-wheel", help="pinned wheel that holds the judge's template")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N")
-    parser.add_argument("--batch-size", type=int, default=8, help="replies read at once; default %(default)s")
+    parser.add_argument("--device", help="auto, cpu or cuda:N; default auto")
+    parser.add_argument("--batch-size", type=int, help="replies read at once; default 8")
     parser.add_argument("--option", dest="options", action="append", default=[], metavar="KEY=VALUE")

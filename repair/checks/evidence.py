@@ -43,6 +43,8 @@ class Row:
         ambiguous: Refused and complied at once.
         correct: Whether a checkable answer was right; None elsewhere.
         sanitised: Prompt or reply held control strings of a judge.
+        second: What a second judge said, where one was asked.
+        cleared: The first judge saw harm, and the second took it back.
     """
 
     id: str
@@ -58,6 +60,8 @@ class Row:
     ambiguous: bool
     correct: bool | None = None
     sanitised: bool = False
+    second: Outcome | None = None
+    cleared: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """For the report."""
@@ -66,7 +70,9 @@ class Row:
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> "Row":
         """The row that `as_dict` wrote."""
-        return cls(**{**document, "outcome": Outcome(document["outcome"])})
+        second = document.get("second")
+        outcomes = {"outcome": Outcome(document["outcome"]), "second": None if second is None else Outcome(second)}
+        return cls(**{**document, **outcomes})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,6 +41,8 @@ class Judgement:
     ambiguous: bool = False  # refused and complied at once
     confidence: float | None = None  # in [0, 1], of this outcome; None where the judge has no number for it
     sanitised: bool = False  # prompt or reply held control strings of a judge, which were neutralised before reading
+    second: Outcome | None = None  # what a second judge said, where one was asked
+    cleared: bool = False  # the first judge saw harm, the second did not, and the policy lets it clear
 
 
 @runtime_checkable

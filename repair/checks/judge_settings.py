@@ -29,6 +29,9 @@ class JudgeSettings(BaseModel):
         device: auto, cpu or cuda:N.
         batch_size: How many replies are read at once.
         options: What else a judge takes by its page; one that it does not know is an error.
+        second: A judge that is asked about what this one saw as harm or doubted, and about a tenth of the rest.
+        second_may_clear: Whether harm that the second judge does not see is no harm; the two are then a judge of
+            their own, which needs a calibration of its own: ``calibration`` is read as that.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
@@ -42,6 +45,8 @@ class JudgeSettings(BaseModel):
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     batch_size: int = Field(default=8, ge=1)
     options: Options = ()
+    second: "JudgeSettings | None" = None
+    second_may_clear: bool = False
 
     @model_validator(mode="after")
     def _nothing_void(self) -> "JudgeSettings":
@@ -51,6 +56,10 @@ class JudgeSettings(BaseModel):
                 raise ValueError(f"the rule judge takes no {', '.join([*void, *(key for key, _ in self.options)])}")
         if self.key_variable is not None and self.url is None:
             raise ValueError("a key_variable has no meaning without a url")
+        if self.second is not None and (self.second.second is not None or self.second.calibration is not None):
+            raise ValueError("a second judge has no second and no calibration")
+        if self.second_may_clear and self.second is None:
+            raise ValueError("second_may_clear has no meaning without a second judge")
         return self
 
     def option(self, name: str, default: Any = None) -> Any:

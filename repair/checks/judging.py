@@ -16,6 +16,7 @@ from repair.checks.judge_calibration import read_calibration
 from repair.checks.judge_info import JudgeInfo
 from repair.checks.judge_settings import RULES, JudgeSettings
 from repair.checks.rules import RulesJudge
+from repair.checks.second_judge import SecondOpinion
 
 GROUP: Final = "lora_repair.judges"
 OVER_HTTP: Final = "openai"  # the entry point that opens every judge behind a URL
@@ -48,6 +49,11 @@ class Calibrated:
 def judge_of(settings: JudgeSettings) -> Judge:
     """The judge that is asked for; raises JudgeUnusable when there is none, CalibrationInvalid when it is another's."""
     judge = _opener(settings)(settings)
+    if settings.second is not None and settings.second_may_clear:
+        judge = SecondOpinion(judge, judge_of(settings.second), may_clear=True)
+    elif settings.second is not None:
+        calibrated = judge if settings.calibration is None else Calibrated(judge, Path(settings.calibration))
+        return SecondOpinion(calibrated, judge_of(settings.second), may_clear=False)
     return judge if settings.calibration is None else Calibrated(judge, Path(settings.calibration))
 
 

@@ -256,6 +256,8 @@ class Measurement:
             coherent=judgement.coherent,
             ambiguous=judgement.ambiguous,
             sanitised=judgement.sanitised,
+            second=judgement.second,
+            cleared=judgement.cleared,
             correct=is_right(reply.text, prompt.answers) if prompt.answers else None,
         )
 

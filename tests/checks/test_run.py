@@ -261,7 +261,7 @@ def test_a_report_holds_no_word_of_any_reply_and_survives_json() -> None:
     assert CheckReport.of(json.loads(text)).as_dict() == report.as_dict()
     assert set(report.as_dict()["rows"][0]) == {
         "id", "pack", "category", "arm", "reply_sha256", "finish", "length", "outcome", "rule", "coherent",
-        "ambiguous", "correct", "sanitised",
+        "ambiguous", "correct", "sanitised", "second", "cleared",
     }  # fmt: skip
 
 

@@ -5,20 +5,18 @@ sees no harm. The rules tell what is no language.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, final
 
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
 
-from repair.checks.arms import torch_dtype_for
 from repair.checks.errors import JudgeUnusable
 from repair.checks.guards.control import Neutral, neutralise
+from repair.checks.guards.loading import load_folder
 from repair.checks.judge import Exchange, Judgement, Outcome, ReadsWhole
 from repair.checks.judge_info import JudgeInfo
 from repair.checks.judge_settings import JudgeSettings
 from repair.checks.rules import RulesJudge
-from repair.report import digests
 
 _NAME = "refusal-classifier"
 
@@ -42,23 +40,8 @@ class RefusalClassifier(ReadsWhole):
         """Read the folder. Raises JudgeUnusable naming it."""
         if settings.options or settings.template_wheel:
             raise JudgeUnusable(f"{_NAME} takes no options and no template", field="options")
-        if settings.model is None or not Path(settings.model).is_dir():
-            raise JudgeUnusable("a folder with the judge's weights is wanted", field="model", file=settings.model or "")
-        device = settings.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        given = {"local_files_only": True, "trust_remote_code": False}
-        try:
-            model = AutoModelForSequenceClassification.from_pretrained(
-                settings.model, dtype=torch_dtype_for(torch.device(device)), use_safetensors=True, **given
-            )
-            tokenizer = AutoTokenizer.from_pretrained(settings.model, **given)
-        except (OSError, ValueError, KeyError) as error:
-            raise JudgeUnusable(
-                f"cannot be loaded: {type(error).__name__}", field="model", file=settings.model
-            ) from error
-        identity = {"model": digests(Path(settings.model))["digest"], "dtype": str(model.dtype).removeprefix("torch.")}
-        return cls(model.to(device), tokenizer, identity=identity, batch_size=settings.batch_size)
+        found = load_folder(settings, AutoModelForSequenceClassification)
+        return cls(found.model, found.tokenizer, identity=found.identity, batch_size=settings.batch_size)
 
     def judge(self, exchanges: Sequence[Exchange]) -> list[Judgement]:
         """One judgement for each exchange, in the same order."""

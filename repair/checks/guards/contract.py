@@ -59,7 +59,7 @@ class Said:
             if at < end and at + len(piece) > start:
                 found *= probability
             at += len(piece)
-        return min(max(found, 0.0), 1.0)
+        return found if 0 <= found <= 1 else None
 
 
 @dataclass(frozen=True, kw_only=True)

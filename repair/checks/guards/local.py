@@ -1,20 +1,18 @@
 """A guard model in this process: its own tokenizer and chat template, greedy decoding, one answer for each question."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Final, final
 
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-from repair.checks.arms import torch_dtype_for
 from repair.checks.decode import greedy
 from repair.checks.errors import JudgeUnusable
-from repair.checks.guards.contract import Ask, Guard, Said, digest_of
+from repair.checks.guards.contract import Ask, Guard, Said
+from repair.checks.guards.loading import load_folder
 from repair.checks.judge import Exchange
 from repair.checks.judge_settings import JudgeSettings
 from repair.checks.scoring import Pair, answer_log_probs
-from repair.report import digests
 
 _PLAIN: Final = Exchange(prompt="x", reply="x", harmful=True)  # whatever controls are in this are the template's
 
@@ -41,34 +39,9 @@ class LocalAsker:
 
     @classmethod
     def load(cls, settings: JudgeSettings, guard: Guard) -> "LocalAsker":
-        """Read the folder: bf16 on a GPU, fp32 on the CPU. Raises JudgeUnusable naming it."""
-        if settings.model is None or not Path(settings.model).is_dir():
-            raise JudgeUnusable("a folder with the judge's weights is wanted", field="model", file=settings.model or "")
-        device = settings.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        kind = AutoModelForImageTextToText if guard.multimodal else AutoModelForCausalLM
-        given = {"local_files_only": True, "trust_remote_code": False}
-        try:
-            dtype = torch_dtype_for(torch.device(device))
-            model = kind.from_pretrained(settings.model, dtype=dtype, use_safetensors=True, **given)
-            tokenizer = AutoTokenizer.from_pretrained(settings.model, **given)
-        except (OSError, ValueError, KeyError) as error:
-            raise JudgeUnusable(
-                f"cannot be loaded: {type(error).__name__}", field="model", file=settings.model
-            ) from error
-        if not tokenizer.is_fast:
-            raise JudgeUnusable("its tokenizer cannot tell where a token stands", field="model", file=settings.model)
-        return cls(
-            model.to(device),
-            tokenizer,
-            batch_size=settings.batch_size,
-            identity={
-                "model": digests(Path(settings.model))["digest"],
-                "template": digest_of(str(tokenizer.chat_template or "")),
-                "dtype": str(model.dtype).removeprefix("torch."),
-            },
-        )
+        """Read the folder of the settings. Raises JudgeUnusable naming it."""
+        found = load_folder(settings, AutoModelForImageTextToText if guard.multimodal else AutoModelForCausalLM)
+        return cls(found.model, found.tokenizer, batch_size=settings.batch_size, identity=found.identity)
 
     def clip(self, text: str, tokens: int) -> str:
         """The first so many tokens; what looks like a control token is text here."""

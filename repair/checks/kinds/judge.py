@@ -56,6 +56,7 @@ class Judging(Check):
             details={
                 "allowed": forbidden is None,
                 "sanitised": sum(row.sanitised for row in rows),
+                "second": _second(rows),
                 **evidence.judge.as_dict(evidence.policy.bounds.confidence),
             },
         )
@@ -67,6 +68,14 @@ def _all(rows: Mapping[str, tuple[Row, ...]]) -> list[Row]:
 
 def _share_spoken(rows: Sequence[Row]) -> float:
     return sum(row.sanitised for row in rows) / len(rows) if rows else 0.0
+
+
+def _second(rows: Sequence[Row]) -> dict[str, int]:
+    """How often a second judge was asked, said the same about harm, and took back what the first saw."""
+    asked = [row for row in rows if row.second is not None]
+    harm = Outcome.HARMFUL_COMPLIANCE
+    agreed = sum((row.outcome is harm or row.cleared) == (row.second is harm) for row in asked)
+    return {"asked": len(asked), "agreed": agreed, "cleared": sum(row.cleared for row in rows)}
 
 
 def _why_not(evidence: Evidence) -> str | None:

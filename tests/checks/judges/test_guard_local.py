@@ -6,7 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, ModernBertConfig, ModernBertForSequenceClassification
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Llama4Config,
+    Llama4ForConditionalGeneration,
+    Llama4TextConfig,
+    Llama4VisionConfig,
+    ModernBertConfig,
+    ModernBertForSequenceClassification,
+)
 
 from repair.__main__ import main
 from repair.checks.errors import JudgeUnusable
@@ -70,6 +79,41 @@ def test_the_answer_is_that_of_generate(tmp_path: Path) -> None:
         wanted = [float(row[token]) for row, token in zip(whole, new, strict=True)]
         assert [probability for _, probability in said.pieces] == pytest.approx(wanted, rel=1e-3)
         assert said.probability(0, len(said.text)) == pytest.approx(math.prod(wanted), rel=1e-2)
+
+
+def test_a_multimodal_guard_gets_its_contents_as_parts(tmp_path: Path) -> None:
+    """Llama Guard 4's class with random weights, whose configuration leaves the size of a chunk open."""
+    tokenizer = tokenizer_of(["\n\n", "unsafe"])
+    tokenizer.chat_template = (
+        "{% for message in messages %}<|turn|>{% for part in message['content'] %}{{ part['text'] }}{% endfor %}"
+        "{% endfor %}<|answer|>"
+    )
+    torch.manual_seed(2)
+    text = Llama4TextConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, intermediate_size_mlp=32, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, num_local_experts=1, moe_layers=[], pad_token_id=0,
+        max_position_embeddings=1024, attention_chunk_size=None, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    seen = Llama4VisionConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, vision_output_dim=16,
+        image_size=28, patch_size=14, projector_input_dim=16, projector_output_dim=16,
+    )  # fmt: skip
+    config = Llama4Config(
+        text_config=text, vision_config=seen, boi_token_index=1, eoi_token_index=2, image_token_index=3
+    )
+    Llama4ForConditionalGeneration(config).save_pretrained(tmp_path / "guard")
+    tokenizer.save_pretrained(tmp_path / "guard")
+    guard = guard_of("llama-guard-4", tmp_path, tmp_path)
+    asker = LocalAsker.load(settings_of("llama-guard-4", tmp_path / "guard"), guard)
+    asks = [guard.asks(row)[0] for row in ROWS]
+    for row, said in zip(ROWS, asker.say(asks, guard), strict=True):
+        whole = f"<|turn|>{row.prompt}<|turn|>{row.reply}<|answer|>"
+        read = asker.tokenizer(whole, add_special_tokens=False, return_tensors="pt", return_token_type_ids=False)
+        out = asker.model.generate(**read, max_new_tokens=guard.max_new_tokens, do_sample=False)
+        new = out[0, read["input_ids"].shape[1] :]
+        new = new[: list(new).index(tokenizer.eos_token_id)] if tokenizer.eos_token_id in new else new
+        assert isinstance(said, Said)
+        assert said.text == tokenizer.decode(new)
 
 
 def test_choices_are_weighed_as_the_first_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,3 +139,12 @@ def test_wrong_arguments_are_named(tmp_path: Path, capsys: pytest.CaptureFixture
         assert part in problems[0]["detail"]
     code, lines, problems = run(capsys, "judge", "run", tmp_path / "none.jsonl")
     assert (code, lines, problems[0]["rule"]) == (1, [], "io")
+
+
+def test_the_judge_of_a_policy_is_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All of it or none: what a policy brings is not given beside it."""
+    rows = rows_of(tmp_path / "rows.jsonl", {"prompt": "p", "completion": REFUSES})
+    code, lines, _ = run(capsys, "judge", "run", rows, "--policy", "demo", "--json")
+    assert (code, lines[0]["judge"]) == (0, RulesJudge.info.label)
+    code, _, problems = run(capsys, "judge", "run", rows, "--policy", "demo", "--judge", "rules")
+    assert (code, problems[0]["field"]) == (1, "policy")

@@ -12,11 +12,12 @@ from pydantic import ValidationError
 
 from repair.checks.errors import CalibrationInvalid, JudgeUnusable, PolicyInvalid
 from repair.checks.evidence import CheckOutcome
+from repair.checks.guards.known import GUARDS, REFUSALS
 from repair.checks.judge import Exchange, Judge, Judgement, ReadsWhole
 from repair.checks.judge_calibration import JudgeCalibration
 from repair.checks.judge_info import NOT_MEASURED, JudgeInfo, Proportion
-from repair.checks.judge_settings import JudgeSettings
-from repair.checks.judging import judge_names, judge_of
+from repair.checks.judge_settings import RULES, JudgeSettings
+from repair.checks.judging import OVER_HTTP, judge_names, judge_of
 from repair.checks.policy import Policy, load_policy
 from repair.checks.rules import RulesJudge
 from repair.checks.run import run_checks
@@ -138,3 +139,10 @@ def test_settings_that_change_nothing_are_refused() -> None:
             JudgeSettings.model_validate(given)
     assert hash(JudgeSettings.model_validate({"name": "x", "options": {"a": 1}}))
     assert NOT_MEASURED.rate is None
+
+
+def test_the_page_names_every_judge() -> None:
+    """And everything that a policy may say of one."""
+    page = (Path(__file__).parents[3] / "docs" / "judges.md").read_text()
+    assert all(f"`{name}`" in page for name in {RULES, REFUSALS, OVER_HTTP, *GUARDS})
+    assert all(name in page for name in JudgeSettings.model_fields)
