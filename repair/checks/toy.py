@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from repair.checks.backend import Anchor, Reply, Sample
+from repair.checks.backend import Anchor, Capabilities, Capability, Reply, Sample, known_arms
 from repair.lora import LoraAdapter
 
 
@@ -39,6 +39,10 @@ class ToyChat:
     def fingerprint(self) -> dict[str, str]:
         """No weights, no versions."""
         return {"backend": "toy"}
+
+    def capabilities(self) -> Capabilities:
+        """Whatever the test scripts; a script has no modules."""
+        return Capabilities(missing={Capability.MODULES: "a scripted model has no modules"})
 
     @contextmanager
     def arm(self, adapter: LoraAdapter | None) -> Iterator[None]:
@@ -100,12 +104,19 @@ class ToyChat:
         """What the test says."""
         if not isinstance(anchor, _Start):
             raise TypeError(anchor)
-        ends = [self._on[-1][arm] for arm in arms or [0] for _ in anchor.pairs]
+        ends = [self._on[-1][arm] for arm in self._said(arms, 1) for _ in anchor.pairs]
         self.tokens += len(ends)
         return [self.drifts(anchor.adapter, end) for end in ends]
 
     def _own(self, what: Sequence[object], arms: Sequence[int] | None) -> list[LoraAdapter | None]:
-        return [self._on[-1][arm] for arm in (arms or [0] * len(what))]
+        return [self._on[-1][arm] for arm in self._said(arms, len(what))]
+
+    def _said(self, arms: Sequence[int] | None, count: int) -> Sequence[int]:
+        """The arms that were named, or the one that is on."""
+        at_hand = len(self._on[-1])
+        if arms is None and at_hand > 1:
+            raise ValueError("several adapters are at hand: say which one is asked")
+        return known_arms([0] * count if arms is None else arms, at_hand)
 
     def _read(self, texts: Sequence[str]) -> None:
         self.tokens += sum(text.count(" ") + 1 for text in texts)
