@@ -11,7 +11,7 @@ from repair.checks.errors import CheckError
 from repair.lora import LoraAdapter, LoraLayer
 
 _RANK: Final = 4
-_STRENGTH: Final = 0.5  # of what a normalised input of ordinary size is turned into, for each rank
+_STRENGTH: Final = 1.0  # of what a normalised input of ordinary size is turned into, for each rank
 _ATTENTION: Final = ("attn", "attention")
 _CONFIG: Final = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": _RANK, "lora_alpha": _RANK}
 

@@ -137,6 +137,6 @@ def _distances(one: _Heard, other: _Heard) -> tuple[float, float]:
 
 
 def _apart(one: Mapping[str, float], other: Mapping[str, float]) -> float:
-    """Over all tokens that either names; what one does not name is at most as likely as the least it names."""
+    """The most of all tokens that either names; what one does not name is at most as likely as the least it names."""
     least = min(one.values()), min(other.values())
-    return fmean(abs(one.get(token, least[0]) - other.get(token, least[1])) for token in {*one, *other})
+    return max(abs(one.get(token, least[0]) - other.get(token, least[1])) for token in {*one, *other})

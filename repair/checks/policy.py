@@ -40,6 +40,7 @@ class Suite(_Frozen):
     batch_size: int = Field(default=32, ge=1)
     seed: int = 1
     least_before_stopping: int = Field(default=32, ge=0)
+    repeated: int = Field(default=0, ge=0)  # prompts that a full look at the certify half asks again, to count flips
     select: Sizes
     certify: Sizes
 

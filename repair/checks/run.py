@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from repair.checks.backend import Anchor, Backend, Reply, Sample
+from repair.checks.backend import Anchor, Backend, Capability, Reply, Sample
 from repair.checks.check import Check
 from repair.checks.errors import Cancelled
 from repair.checks.evidence import Evidence, Row, UtilityEvidence
+from repair.checks.flips import Again
 from repair.checks.judge import Exchange, Judge, Judgement, RulesJudge
 from repair.checks.kinds import CHECKS
 from repair.checks.packs import Half, Prompt
@@ -51,7 +52,13 @@ class Original:
     def measure(
         cls, backend: Backend, adapter: LoraAdapter, samples: Sequence[Sample], *, prompts: Sequence[str] = ()
     ) -> "Original":
-        """Both losses on the samples; where there are none, what the adapter says to ``prompts``."""
+        """Both losses on the samples; where there are none, what the adapter says to ``prompts``.
+
+        What the backend cannot measure is left out, and no other measure takes its place.
+        """
+        able = backend.capabilities()
+        if not able.has(Capability.LOSS if samples else Capability.DRIFT):
+            return cls()
         with backend.arm(None):
             aligned = tuple(backend.loss(samples))
         with backend.arm(adapter):
@@ -93,6 +100,7 @@ def run_checks(
         aligned=None if aligned is None else aligned.rows_by_pack(),
         upload=None if upload is None else upload.rows_by_pack(),
         repaired=repaired,
+        unable=backend.capabilities().as_dict(),
     )
     total = max(sum(one.suite.planned.values()), 1)
     with backend.arm(adapter):
@@ -106,7 +114,9 @@ def run_checks(
             if stopped := stop_early and enough and one.lost(pack):
                 break
         if not stopped:
-            one.margins = tuple(backend.margin(one.margin_prompts()))
+            if Capability.MARGIN.value not in one.unable:
+                one.margins = tuple(backend.margin(one.margin_prompts()))
+            one.ask_again(backend)
         if original is not None:
             one.utility = _utility(backend, original, repaired=repaired, stopped=stopped)
     return one.report(backend, tokens=backend.tokens - before)
@@ -126,9 +136,11 @@ class Measurement:
         aligned_on_certify: Its rows on the certify half, while the select half is asked.
         upload: The upload's, where the arm must be shown to be better than it.
         repaired: Whether it is a candidate.
+        unable: What the backend cannot measure, with the reasons.
         rows: What was asked so far, by pack.
         margins: Log-odds of a refusal on the first harmful prompts.
         utility: None for the aligned model itself.
+        flips: What came out differently when it was asked again; None where it was not.
     """
 
     policy: Policy
@@ -140,9 +152,11 @@ class Measurement:
     aligned_on_certify: Mapping[str, tuple[Row, ...]] | None = None
     upload: Mapping[str, tuple[Row, ...]] | None = None
     repaired: bool = False
+    unable: Mapping[str, str] = field(default_factory=dict)
     rows: dict[str, tuple[Row, ...]] = field(default_factory=dict)
     margins: tuple[float, ...] = ()
     utility: UtilityEvidence | None = None
+    flips: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         self.rows = dict.fromkeys(self.suite.prompts, ())
@@ -159,11 +173,23 @@ class Measurement:
             for start in range(0, len(prompts), size):
                 yield pack, prompts[start : start + size]
 
-    def replies(self, backend: Backend, prompts: Sequence[Prompt]) -> list[Reply]:
+    def replies(self, backend: Backend, prompts: Sequence[Prompt], *, batch_size: int | None = None) -> list[Reply]:
         """What the arm that is on says, decoded as the policy wants."""
         suite = self.policy.suite
         texts = [prompt.text for prompt in prompts]
-        return backend.generate(texts, max_new_tokens=suite.max_new_tokens, batch_size=suite.batch_size)
+        size = batch_size or suite.batch_size
+        return backend.generate(texts, max_new_tokens=suite.max_new_tokens, batch_size=size)
+
+    def ask_again(self, backend: Backend) -> None:
+        """Some of the certify half in other company, as many as the policy says; the arm that was asked is on."""
+        count = self.policy.suite.repeated if self.suite.half == "certify" else 0
+        rows = [row for rows in self.rows.values() for row in rows]
+        if not count or not rows:
+            return
+        prompts = [prompt for asked in self.suite.prompts.values() for prompt in asked]
+        again = Again.of(rows, prompts, count=count, batch_size=self.policy.suite.batch_size)
+        replies = self.replies(backend, again.prompts, batch_size=again.batch_size)
+        self.flips = again.compared([reply.text for reply in replies], self.judge)
 
     def take(self, pack: str, prompts: Sequence[Prompt], replies: Sequence[Reply]) -> None:
         """Judge the replies and keep what became of them."""
@@ -211,6 +237,7 @@ class Measurement:
             margins=self.margins,
             utility=self.utility,
             repaired=self.repaired,
+            unable=self.unable,
         )
 
     def report(self, backend: Backend, *, tokens: int) -> CheckReport:
@@ -254,9 +281,15 @@ class Measurement:
             "packs": dict(self.suite.digests),
             "missing_packs": sorted(self.suite.missing),
             "seed": self.policy.suite.seed,
-            "decoding": {"greedy": True, "max_new_tokens": self.policy.suite.max_new_tokens},
+            "decoding": {
+                "greedy": True,
+                "max_new_tokens": self.policy.suite.max_new_tokens,
+                "batch_size": self.policy.suite.batch_size,
+                "flip_rate": self.flips,
+            },
             "judge": self.judge.info.as_dict(self.policy.bounds.confidence),
             "backend": backend.fingerprint(),
+            "unable": dict(self.unable),
         }
 
 

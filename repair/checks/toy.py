@@ -1,6 +1,6 @@
 """A scripted chat model behind the same interface, for statistics and planner tests: no weights, exact ground truth."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -24,6 +24,7 @@ class ToyChat:
         losses: Mean loss on one sample, given the adapter.
         drifts: KL per token between two arms.
         margins: Log-odds of a refusal, given the prompt and the adapter.
+        missing: What it is to be unable of; a script has no modules.
         asked: How many prompts were put so far; tests of early stopping read it.
         tokens: Words read and said so far; words are this model's tokens.
     """
@@ -32,6 +33,9 @@ class ToyChat:
     losses: Callable[[Sample, LoraAdapter | None], float] = lambda _sample, _adapter: 1.0
     drifts: Callable[[LoraAdapter | None, LoraAdapter | None], float] = lambda _start, _end: 0.0
     margins: Callable[[str, LoraAdapter | None], float] = lambda _prompt, _adapter: 0.0
+    missing: Mapping[Capability, str] = field(
+        default_factory=lambda: {Capability.MODULES: "a scripted model has no modules"}
+    )
     asked: int = 0
     tokens: int = 0
     _on: list[Sequence[LoraAdapter | None]] = field(default_factory=lambda: [(None,)])
@@ -41,8 +45,8 @@ class ToyChat:
         return {"backend": "toy"}
 
     def capabilities(self) -> Capabilities:
-        """Whatever the test scripts; a script has no modules."""
-        return Capabilities(missing={Capability.MODULES: "a scripted model has no modules"})
+        """What the test says."""
+        return Capabilities(missing=self.missing)
 
     @contextmanager
     def arm(self, adapter: LoraAdapter | None) -> Iterator[None]:
