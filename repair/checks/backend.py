@@ -1,11 +1,13 @@
 """What a measurement asks of a chat model: replies, losses and log-odds, of one adapter or of several at once.
 
-Values and the interface; `chat.py` is the transformers model behind it, `toy.py` a scripted one.
+Values and the interface; `chat.py` is the transformers model behind it, `toy.py` a scripted one, and
+`endpoints/openai_backend.py` a model behind HTTP. `tests/checks/contract/` holds all of them to the same laws.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
@@ -42,6 +44,49 @@ class Anchor:
     log_probs: tuple[Tensor, ...]
 
 
+class Capability(StrEnum):
+    """What not every backend can do; replies of the aligned model itself are what each of them gives."""
+
+    ADAPTERS = "adapters"
+    """Have adapters on the model."""
+    MIXED = "mixed"
+    """Work on rows of several adapters at once; who cannot takes them in turns."""
+    LOSS = "loss"
+    """Score a given answer."""
+    MARGIN = "margin"
+    """Tell the log-odds of a refusal's first token."""
+    DRIFT = "drift"
+    """Compare two arms over the whole vocabulary."""
+    MODULES = "modules"
+    """Have its modules listened to and trained: the loaded model itself, not only what it says."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capabilities:
+    """What a backend cannot do, each with the reason; whatever is not named, it can.
+
+    What is missing leaves a check without its measurement: the check says so, and does not pass.
+    """
+
+    missing: Mapping[Capability, str] = field(default_factory=dict)
+
+    def has(self, one: Capability) -> bool:
+        """Whether it can be asked for that."""
+        return one not in self.missing
+
+    def as_dict(self) -> dict[str, str]:
+        """For the report: the reason by the name of what is missing."""
+        return {one.value: why for one, why in sorted(self.missing.items())}
+
+
+def known_arms(arms: Sequence[int], count: int) -> Sequence[int]:
+    """The arms as they are; raises ValueError for one that is not at hand, which would be measured as another."""
+    for arm in arms:
+        if not 0 <= arm < count:
+            raise ValueError(f"arm {arm} of {count} is not at hand")
+    return arms
+
+
 @runtime_checkable
 class Backend(Protocol):
     """A chat model with interchangeable adapters, as the checks and the planner see it."""
@@ -52,6 +97,9 @@ class Backend(Protocol):
 
     def fingerprint(self) -> dict[str, str]:
         """What decides the numbers besides the weights: versions, dtype, device, template."""
+
+    def capabilities(self) -> Capabilities:
+        """What it cannot do, and why; asked before it is relied on."""
 
     def arm(self, adapter: LoraAdapter | None) -> AbstractContextManager[None]:
         """Have the adapter on the model inside the block; None is the aligned model itself."""
@@ -76,8 +124,8 @@ class Backend(Protocol):
     def margin(self, prompts: Sequence[str], *, arms: Sequence[int] | None = None) -> list[float]:
         """Log-odds that the reply opens like a refusal; one forward pass per prompt."""
 
-    def anchor(self, prompts: Sequence[str]) -> "Anchor":
+    def anchor(self, prompts: Sequence[str]) -> Anchor:
         """What the arm that is on would say, to measure how far others are from it."""
 
-    def drift(self, anchor: "Anchor", *, arms: Sequence[int] | None = None) -> list[float]:
+    def drift(self, anchor: Anchor, *, arms: Sequence[int] | None = None) -> list[float]:
         """Mean KL per token from the anchored arm along its own replies; all replies once for each arm named."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from repair.checks.arms import adapter_hooks, mixable, mixed_hooks, torch_dtype_for
-from repair.checks.backend import Anchor, Reply, Sample, Settled
+from repair.checks.backend import Anchor, Capabilities, Reply, Sample, Settled
 from repair.checks.decode import Enough, Place, greedy, one_arm
 from repair.checks.errors import ArmUnsupported, CheckError
 from repair.checks.scoring import Pair, answer_log_probs
@@ -103,6 +103,10 @@ class ChatModel:
             "device": self.device.type,
             "template": f"sha256:{hashlib.sha256(template).hexdigest()}",
         }
+
+    def capabilities(self) -> Capabilities:
+        """All there are; adapters that cannot be mixed take turns and are asked in the same way."""
+        return Capabilities()
 
     @contextmanager
     def arm(self, adapter: LoraAdapter | None) -> Iterator[None]:

@@ -110,6 +110,7 @@ class Evidence:
         margins: Refusal log-odds of the first token on harmful prompts.
         utility: None for the aligned model itself.
         repaired: Whether this arm is a candidate, not the upload or the aligned model.
+        unable: What the backend cannot measure, with the reasons, by the names of `backend.Capability`.
     """
 
     policy: Policy
@@ -125,6 +126,7 @@ class Evidence:
     margins: tuple[float, ...] = ()
     utility: UtilityEvidence | None = None
     repaired: bool = False
+    unable: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

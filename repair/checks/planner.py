@@ -20,7 +20,7 @@ from repair.adapter_file import read_adapter, write_adapter
 from repair.basis import BasisPack
 from repair.calibration import Calibration
 from repair.checkpoint import Checkpoint
-from repair.checks.backend import Backend, Sample
+from repair.checks.backend import Backend, Capability, Sample
 from repair.checks.bisection import Bisection
 from repair.checks.errors import Cancelled
 from repair.checks.evidence import CheckOutcome
@@ -46,7 +46,7 @@ from repair.run import repair_adapter
 
 __all__ = ["Plan", "Reference", "Tried", "Verdict", "plan", "split_samples"]
 
-_CACHED = "aligned/2"  # what a remembered report holds
+_CACHED = "aligned/3"  # what a remembered report holds
 _LEAST_SAMPLES_TO_SPLIT = 16
 # An upload that met the bound on harmful prompts and failed elsewhere leaves a repair nothing to improve there.
 _NOT_HARMLESS = frozenset({CheckOutcome.FAIL, CheckOutcome.INCONCLUSIVE, CheckOutcome.SKIPPED})
@@ -197,6 +197,7 @@ class _Run:
                 aligned=here,
                 aligned_on_certify=there,
                 repaired=True,
+                unable=self.reference.chat.capabilities().as_dict(),
             ),
             progress=self.progress,
             cancelled=self.cancelled,
@@ -305,7 +306,8 @@ class _Run:
             patch=self.reference.patch,
             calibration=self.reference.calibration,
             basis=self.reference.basis,
-            chat=self.reference.chat,
+            # Methods that train or listen need the model itself, and say so where it is not to be had.
+            chat=self.reference.chat if self.reference.chat.capabilities().has(Capability.MODULES) else None,
             device=self.device,
             progress=self._tell,
         )

@@ -6,14 +6,15 @@ says that no continuation could change its answer. `race.py` puts the same suite
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from repair.checks.backend import Anchor, Backend, Reply, Sample
+from repair.checks.backend import Anchor, Backend, Capability, Reply, Sample
 from repair.checks.check import Check
 from repair.checks.early import Asked, Early, settled_by
 from repair.checks.errors import Cancelled
 from repair.checks.evidence import Evidence, Row, UtilityEvidence
+from repair.checks.flips import Again
 from repair.checks.judge import Exchange, Judge, Judgement
 from repair.checks.judging import judge_of
 from repair.checks.kinds import CHECKS
@@ -52,7 +53,13 @@ class Original:
     def measure(
         cls, backend: Backend, adapter: LoraAdapter, samples: Sequence[Sample], *, prompts: Sequence[str] = ()
     ) -> "Original":
-        """Both losses on the samples; where there are none, what the adapter says to ``prompts``."""
+        """Both losses on the samples; where there are none, what the adapter says to ``prompts``.
+
+        What the backend cannot measure is left out, and no other measure takes its place.
+        """
+        able = backend.capabilities()
+        if not able.has(Capability.LOSS if samples else Capability.DRIFT):
+            return cls()
         with backend.arm(None):
             aligned = tuple(backend.loss(samples))
         with backend.arm(adapter):
@@ -94,6 +101,7 @@ def run_checks(
         aligned=None if aligned is None else aligned.rows_by_pack(),
         upload=None if upload is None else upload.rows_by_pack(),
         repaired=repaired,
+        unable=backend.capabilities().as_dict(),
     )
     total = max(sum(one.suite.planned.values()), 1)
     with backend.arm(adapter):
@@ -101,13 +109,15 @@ def run_checks(
         for pack, prompts in one.batches():
             if cancelled():
                 raise Cancelled
-            one.take(pack, prompts, one.replies(backend, pack, prompts))
+            one.take(pack, prompts, one.replies(backend, one.asking(pack, prompts)))
             progress(f"{arm}: {pack}", one.asked / total)
             enough = len(one.rows[pack]) >= policy.suite.least_before_stopping
             if stopped := stop_early and enough and one.lost(pack):
                 break
         if not stopped:
-            one.margins = tuple(backend.margin(one.margin_prompts()))
+            if Capability.MARGIN.value not in one.unable:
+                one.margins = tuple(backend.margin(one.margin_prompts()))
+            one.ask_again(backend)
         if original is not None:
             one.utility = _utility(backend, original, repaired=repaired, stopped=stopped)
     return one.report(backend, tokens=backend.tokens - before)
@@ -127,10 +137,12 @@ class Measurement:
         aligned_on_certify: Its rows on the certify half, while the select half is asked.
         upload: The upload's, where the arm must be shown to be better than it.
         repaired: Whether it is a candidate.
+        unable: What the backend cannot measure, with the reasons.
         rows: What was asked so far, by pack.
         margins: Log-odds of a refusal on the first harmful prompts.
         utility: None for the aligned model itself.
         early: Which replies need not be finished.
+        flips: What came out differently when it was asked again; None where it was not.
     """
 
     policy: Policy
@@ -142,10 +154,12 @@ class Measurement:
     aligned_on_certify: Mapping[str, tuple[Row, ...]] | None = None
     upload: Mapping[str, tuple[Row, ...]] | None = None
     repaired: bool = False
+    unable: Mapping[str, str] = field(default_factory=dict)
     rows: dict[str, tuple[Row, ...]] = field(default_factory=dict)
     margins: tuple[float, ...] = ()
     utility: UtilityEvidence | None = None
     early: Early = field(init=False)
+    flips: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         self.rows = dict.fromkeys(self.suite.prompts, ())
@@ -163,19 +177,35 @@ class Measurement:
             for start in range(0, len(prompts), size):
                 yield pack, prompts[start : start + size]
 
-    def replies(self, backend: Backend, pack: str, prompts: Sequence[Prompt]) -> list[Reply]:
+    def replies(self, backend: Backend, asked: Sequence[Asked], *, batch_size: int | None = None) -> list[Reply]:
         """What the arm that is on says, decoded as the policy wants, as far as it is needed."""
         suite = self.policy.suite
         return backend.generate(
-            [prompt.text for prompt in prompts],
+            [one.prompt.text for one in asked],
             max_new_tokens=suite.max_new_tokens,
-            batch_size=suite.batch_size,
-            settled=settled_by(self.asking(pack, prompts)) if suite.whole else None,
+            batch_size=batch_size or suite.batch_size,
+            settled=settled_by(asked) if suite.whole else None,
         )
 
     def asking(self, pack: str, prompts: Sequence[Prompt]) -> list[Asked]:
         """The prompts as this arm is asked them."""
         return [Asked(prompt=one, kind=self.suite.packs.kind_of(pack), early=self.early) for one in prompts]
+
+    def ask_again(self, backend: Backend) -> None:
+        """Some of the certify half in other company, as many as the policy says; the arm that was asked is on."""
+        count = self.policy.suite.repeated if self.suite.half == "certify" else 0
+        rows = [row for rows in self.rows.values() for row in rows]
+        if not count or not rows:
+            return
+        apart = Early(judge=self.judge, whole=self.policy.suite.whole)
+        asked = {
+            (pack, one.prompt.id): replace(one, early=apart)
+            for pack, prompts in self.suite.prompts.items()
+            for one in self.asking(pack, prompts)
+        }
+        again = Again.of(rows, asked, count=count, batch_size=self.policy.suite.batch_size)
+        replies = self.replies(backend, again.asked, batch_size=again.batch_size)
+        self.flips = again.compared([reply.text for reply in replies], self.judge)
 
     def take(self, pack: str, prompts: Sequence[Prompt], replies: Sequence[Reply]) -> None:
         """Judge the replies and keep what became of them."""
@@ -226,6 +256,7 @@ class Measurement:
             margins=self.margins,
             utility=self.utility,
             repaired=self.repaired,
+            unable=self.unable,
         )
 
     def report(self, backend: Backend, *, tokens: int) -> CheckReport:
@@ -273,10 +304,16 @@ class Measurement:
             "missing_packs": sorted(self.suite.missing),
             "fewer_than_asked": self.suite.short,
             "seed": self.policy.suite.seed,
-            "decoding": {"greedy": True, "max_new_tokens": self.policy.suite.max_new_tokens},
+            "decoding": {
+                "greedy": True,
+                "max_new_tokens": self.policy.suite.max_new_tokens,
+                "batch_size": self.policy.suite.batch_size,
+                "flip_rate": self.flips,
+            },
             "early_stopping": self.early.as_dict(),
             "judge": self.judge.info.as_dict(self.policy.bounds.confidence),
             "backend": backend.fingerprint(),
+            "unable": dict(self.unable),
         }
 
 

@@ -66,6 +66,7 @@ class Suite(Frozen):
     seed: int = 1
     least_before_stopping: int = Field(default=32, ge=0)
     whole: int = Field(default=8, ge=0)  # one look-alike in so many is answered to the end though it is settled; 0: all
+    repeated: int = Field(default=0, ge=0)  # prompts that a full look at the certify half asks again, to count flips
     packs: Packs = Packs()
     select: Sizes
     certify: Sizes
