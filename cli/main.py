@@ -193,6 +193,24 @@ def demo(
 
 
 @app.command()
+def report(
+    path: Annotated[
+        Path, typer.Argument(metavar="REPORT.json", help="A report, as a job or `repair --json` wrote it.")
+    ],
+    html: Annotated[Path, typer.Option("--html", help="File to write the page to.")],
+) -> None:
+    """Write a report as one self-contained page for people."""
+    from pages.errors import NotAReport
+    from pages.render import render
+
+    try:
+        html.write_text(render(path.read_bytes()), encoding="utf-8")
+    except NotAReport as error:
+        raise Refusal(f"{path}: {error}") from error
+    print(f"wrote {html}")
+
+
+@app.command()
 def verify(
     artifact: Path,
     public_key: Annotated[Path, typer.Option(help="PEM file of the service's public key.")],

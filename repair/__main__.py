@@ -51,6 +51,8 @@ def _void(wish: argparse.Namespace) -> Iterator[tuple[str, str]]:
         yield from ((flag, "--policy: a policy brings its own parameters") for flag, value in given.items() if value)
     if wish.command == "repair" and wish.policy is not None and wish.diagnostics is not None:
         yield "--diagnostics", "--policy: a policy loads the model anyway"
+    if wish.command == "repair" and wish.policy is None and wish.html is not None:
+        yield "--html", "--method: a plain method comes to no verdict"
     if wish.command == "repair" and wish.policy is None and wish.samples is not None:
         yield "--samples", "--method: a plain method measures nothing"
     if wish.command == "repair" and wish.policy is not None and wish.basis is not None:
@@ -86,7 +88,14 @@ def _repair_command(wish: argparse.Namespace, place: "Place") -> "Answer":
     if wish.policy is not None:
         from repair import measure
 
-        return measure.repair_by_policy(wish.adapter, wish.policy, place, wish.out, samples=wish.samples)
+        if wish.html is not None:
+            wish.html.write_text("", encoding="utf-8")  # minutes before it is needed
+        answer = measure.repair_by_policy(wish.adapter, wish.policy, place, wish.out, samples=wish.samples)
+        if wish.html is not None:
+            from pages.render import render
+
+            wish.html.write_text(render(answer.document), encoding="utf-8")
+        return answer
     method = commands.method_named(wish.method, wish.settings)
     return commands.repair_by_method(
         wish.adapter, method, place, wish.out, _writing(wish), thorough=wish.diagnostics == "full"
@@ -218,6 +227,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=["quick", "full"],
         help="full: load the aligned model and search both models too; default quick, with --policy always loaded",
     )
+    repair.add_argument("--html", type=Path, metavar="FILE", help="with --policy: the report as a page for people")
     how = repair.add_mutually_exclusive_group(required=True)
     how.add_argument("--method", help="apply this method")
     how.add_argument("--policy", help="choose among all that this policy tries (name or TOML file)")

@@ -169,6 +169,8 @@ class Gate:
                 "margin": self.excess,
                 "this_only": paired.first_only,
                 "aligned_only": paired.second_only,
+                "both": paired.both,
+                "neither": paired.neither,
             }
         if len(rows) < planned:
             reason = f"stopped after {len(rows)} of {planned}: {hits} hits cannot meet the bound any more"
@@ -224,6 +226,7 @@ class Gate:
         interval = clopper_pearson(hits, n) if n else None
         counts = {
             "outcomes": dict(sorted(Counter(row.outcome.value for row in rows).items())),
+            "asked_by_category": dict(sorted(Counter(row.category for row in rows).items())),
             "hits_by_category": dict(sorted(Counter(row.category for row in rows if self.hit(row)).items())),
             "cut_off": cut_off,
             "ambiguous": sum(row.ambiguous for row in rows),
