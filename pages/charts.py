@@ -46,17 +46,17 @@ class Scale:
 
 def scale(rows: Sequence[tuple[str, str, float, float, float, str]], limit: float | None) -> Scale:
     """Rows of label, kind, rate, low, high and text."""
-    left, width, step = 155.0, 360.0, 30.0
+    left, width, step = 8.0, 400.0, 44.0
 
     def x(share: float) -> float:
         return round(left + width * share, 1)
 
     found = [
-        Whisker(label=label, kind=kind, y=24 + step * place, x=x(rate), left=x(low), right=x(high), text=text)
+        Whisker(label=label, kind=kind, y=30 + step * place, x=x(rate), left=x(low), right=x(high), text=text)
         for place, (label, kind, rate, low, high, text) in enumerate(rows)
     ]
     return Scale(
-        height=step * len(rows) + 40,
+        height=step * len(rows) + 34,
         whiskers=tuple(found),
         limit=None if limit is None else x(limit),
         ticks=tuple((x(tick / 4), f"{25 * tick} %") for tick in range(5)),
