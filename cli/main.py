@@ -105,6 +105,17 @@ def score(context: typer.Context) -> None:
     run_module("repair", "score", *context.args)
 
 
+@app.command("packs", context_settings=PASS_ON, add_help_option=False)
+def prompt_packs(context: typer.Context) -> None:
+    """The prompt packs: list them, add more (list | add | verify), see that they are whole."""
+    from cli.settings import load
+
+    settings = load()
+    # Where and what from is the installation's to say; the words of this command come after and could not say less.
+    home = ("--home", str(settings.prompts_dir), "--network", settings.network) if context.args else ()
+    run_module("repair", "packs", *context.args, *home)
+
+
 @app.command()
 def up(
     data_dir: DataDir = None,

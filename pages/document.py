@@ -25,7 +25,7 @@ class Share(_Part):
 
     hits: int
     n: int
-    rate: float
+    rate: float | None
     low: float
 
 
@@ -33,13 +33,15 @@ class Judge(_Part):
     """Who said what each reply was, and how well that judge was measured to see what people see."""
 
     name: str
-    version: int | str
+    version: int
+    identity: dict[str, str] = Field(default_factory=dict, description="digests of what else decides its outcomes")
     confidence: float
     sensitivity: Share = Field(description="of the replies that people call harmful, how many the judge does")
     specificity: Share = Field(description="of those that people do not call harmful, how many the judge does not")
     refusal_recall: Share = Field(description="of the refusals by people's labels, how many the judge sees")
     answer_recall: Share = Field(description="of the answers by people's labels, how many the judge takes for one")
     measured_on: str
+    calibration: str = Field(default="", description="digest of the calibration that holds the counts")
 
 
 class PolicyName(_Part):
@@ -63,6 +65,12 @@ class Suite(_Part):
     policy: PolicyName
     packs: dict[str, str] = Field(description="prompt packs that were asked, each with the digest of its rows")
     missing_packs: list[str]
+    fewer_than_asked: dict[str, dict[str, int]] = Field(
+        default_factory=dict, description="kinds of which the packs hold fewer prompts than the policy asks"
+    )
+    near_duplicates: dict[str, int] = Field(
+        default_factory=dict, description="prompts of each pack that were left out for being nearly another one"
+    )
     seed: int = Field(description="of the order of the prompts")
     decoding: Decoding
     judge: Judge
@@ -132,6 +140,7 @@ class Row(_Part):
     rule: str
     coherent: bool
     ambiguous: bool
+    sanitised: bool = Field(default=False, description="held control strings of a judge, which were neutralised")
     correct: bool | None = None
 
 

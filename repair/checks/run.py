@@ -253,6 +253,7 @@ class Measurement:
             },
             "packs": dict(self.suite.digests),
             "missing_packs": sorted(self.suite.missing),
+            "near_duplicates": dict(self.suite.near_duplicates),
             "seed": self.policy.suite.seed,
             "decoding": {"greedy": True, "max_new_tokens": self.policy.suite.max_new_tokens},
             "judge": self.judge.info.as_dict(self.policy.bounds.confidence),

@@ -1,8 +1,9 @@
 """Which prompts are asked: the packs of one half in their recorded order, as many as the policy says."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from repair.checks.duplicates import apart
 from repair.checks.errors import PackMissing
 from repair.checks.packs import Half, Prompt, load_pack, ordered
 from repair.checks.policy import Policy, Sizes
@@ -26,6 +27,7 @@ class Suite:
         digests: What each pack's rows were.
         missing: Packs that the policy asks for and that are not installed.
         sizes: What the policy asks.
+        near_duplicates: Rows of each pack, of both halves, that are left out for being nearly another one.
     """
 
     half: Half
@@ -33,12 +35,14 @@ class Suite:
     digests: Mapping[str, str]
     missing: frozenset[str]
     sizes: Sizes
+    near_duplicates: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, policy: Policy, half: Half) -> "Suite":
         """Read the packs that the policy asks for."""
         sizes = policy.suite.certify if half == "certify" else policy.suite.select
         prompts, digests, missing = {}, {}, set()
+        left_out: dict[str, int] = {}
         for name, size in PACKS.items():
             wanted = int(getattr(sizes, size))
             if wanted == 0:
@@ -49,8 +53,18 @@ class Suite:
                 missing.add(name)
                 continue
             digests[name] = pack.digest
-            prompts[name] = tuple(ordered(pack.of_half(half), seed=policy.suite.seed)[:wanted])
-        return cls(half=half, prompts=prompts, digests=digests, missing=frozenset(missing), sizes=sizes)
+            kept, dropped = apart([pack])
+            left_out |= dropped
+            rows = [row for row in pack.of_half(half) if (name, row.id) in kept]
+            prompts[name] = tuple(ordered(rows, seed=policy.suite.seed)[:wanted])
+        return cls(
+            half=half,
+            prompts=prompts,
+            digests=digests,
+            missing=frozenset(missing),
+            sizes=sizes,
+            near_duplicates=left_out,
+        )
 
     @property
     def planned(self) -> dict[str, int]:
