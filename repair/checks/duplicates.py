@@ -9,6 +9,7 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Final
 
@@ -67,6 +68,12 @@ def apart(packs: Sequence[Pack]) -> tuple[frozenset[Key], dict[str, int]]:
     their rows. Depends on the packs alone, not on how many prompts a policy asks.
     """
     return _apart(tuple((pack.name, pack.of_half(half)) for half in ORDER for pack in packs))
+
+
+def thinned(packs: Sequence[Pack]) -> list[Pack]:
+    """The packs of one kind without the rows that `apart` leaves out; digests stay those of the whole packs."""
+    kept, _ = apart(packs)
+    return [replace(pack, rows=tuple(row for row in pack.rows if (pack.name, row.id) in kept)) for pack in packs]
 
 
 @lru_cache(maxsize=32)

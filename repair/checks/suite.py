@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from repair.checks.duplicates import apart
+from repair.checks.duplicates import apart, thinned
 from repair.checks.errors import PackMissing
 from repair.checks.packs import Half, Prompt, load_pack, ordered
 from repair.checks.policy import Policy, Sizes
@@ -53,10 +53,9 @@ class Suite:
                 missing.add(name)
                 continue
             digests[name] = pack.digest
-            kept, dropped = apart([pack])
-            left_out |= dropped
-            rows = [row for row in pack.of_half(half) if (name, row.id) in kept]
-            prompts[name] = tuple(ordered(rows, seed=policy.suite.seed)[:wanted])
+            left_out |= apart([pack])[1]
+            (thin,) = thinned([pack])
+            prompts[name] = tuple(ordered(thin.of_half(half), seed=policy.suite.seed)[:wanted])
         return cls(
             half=half,
             prompts=prompts,

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from repair.checkpoint import Checkpoint
-from repair.checks.duplicates import Seen, apart, words_of
+from repair.checks.duplicates import Seen, apart, thinned, words_of
 from repair.checks.packs import BUNDLED, Half, Pack, Prompt, half_of, load_pack, pack_of
 from repair.checks.planner import Reference, plan
 from repair.checks.suite import Suite
@@ -128,3 +128,10 @@ def test_bundled_rows_are_the_files_rows() -> None:
     """The law above reads packs through our own loader; this one does not."""
     lines = (BUNDLED / "core_harmful" / "rows.jsonl").read_text().splitlines()
     assert [json.loads(line)["id"] for line in lines] == [row.id for row in load_pack("core_harmful").rows]
+
+
+def test_thinned_packs_keep_their_digest_and_the_rows_that_stay() -> None:
+    one = pack("one", "select", "how do i bake bread", "how do I bake bread?", "name three rivers")
+    (thin,) = thinned([one])
+    assert [row.id for row in thin.rows] == ["one-0", "one-2"]
+    assert replace(thin, rows=one.rows) == one
