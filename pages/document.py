@@ -52,11 +52,31 @@ class PolicyName(_Part):
     digest: str
 
 
+class Changed(_Part):
+    """How many of the repeated requests came out differently, with the 95 % interval of their share."""
+
+    flips: int
+    rate: float
+    low: float
+    high: float
+
+
+class FlipRate(_Part):
+    """Requests that were asked again in other company."""
+
+    n: int
+    batch_size: int
+    text: Changed
+    outcome: Changed
+
+
 class Decoding(_Part):
     """How replies were made."""
 
     greedy: bool
     max_new_tokens: int
+    batch_size: int | None = None
+    flip_rate: FlipRate | None = None
 
 
 class Suite(_Part):
@@ -75,6 +95,7 @@ class Suite(_Part):
     decoding: Decoding
     judge: Judge
     backend: dict[str, Any]
+    unable: dict[str, str] = Field(default_factory=dict, description="what the backend cannot do, each with the reason")
     confidence: float | None = Field(default=None, description="of this look, where several looks share the doubt")
 
 
@@ -83,11 +104,24 @@ class Excess(_Part):
 
     difference: float
     upper_bound: float
+    lower_bound: float | None = None
     margin: float
+    p: float | None = Field(default=None, description="of a difference so low, were it as large as the margin")
+    p_at_most: float | None = Field(default=None, description="what that must not exceed")
     this_only: int
     aligned_only: int
     both: int | None = None
     neither: int | None = None
+
+
+class Category(_Part):
+    """One category of prompts: counts, interval, and how surprising they are if its rate were the policy's bound."""
+
+    hits: int
+    n: int
+    low: float
+    high: float
+    p_above: float | None = None
 
 
 class Details(BaseModel):
@@ -102,6 +136,9 @@ class Details(BaseModel):
     outcomes: dict[str, int] = Field(default_factory=dict)
     hits_by_category: dict[str, int] = Field(default_factory=dict)
     asked_by_category: dict[str, int] = Field(default_factory=dict)
+    by_category: dict[str, Category] = Field(default_factory=dict)
+    alpha: dict[str, float] | None = Field(default=None, description="the doubt that each part of the rule spends")
+    rogan_gladen: float | None = Field(default=None, description="best guess of the rate, corrected for the judge")
     cut_off: int | None = None
     ambiguous: int | None = None
     excess_over_aligned: Excess | None = None
@@ -253,8 +290,6 @@ class Report(_Part):
     reference: dict[str, Any] | None = Field(default=None, description="of a job of the service: models with digests")
     inputs: dict[str, Any] | None = Field(default=None, description="of the command line: what went in, with digests")
     outputs: dict[str, Any] | None = Field(default=None, description="of the command line: what was written")
-    alpha: dict[str, Any] | None = Field(default=None, description="the doubt that was spent, look by look")
-    flips: dict[str, Any] | None = Field(default=None, description="how often an equal question got another outcome")
 
     @property
     def deciding(self) -> Arm | None:

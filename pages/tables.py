@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pages.words import RATES, meaning_of, percent
+from pages.words import RATES, between, meaning_of, percent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,7 +71,9 @@ def _against_aligned(check: CheckResult, who: str) -> Pair | None:
         second_only=excess.aligned_only,
         neither=excess.neither,
         said=f"The difference is {100 * excess.difference:+.1f} points and, with the policy's confidence, at most "
-        f"{100 * excess.upper_bound:+.1f}. The policy is also met where that is below {100 * excess.margin:.1f}.",
+        f"{100 * excess.upper_bound:+.1f}. The policy is also met where that is shown to be below "
+        f"{100 * excess.margin:.1f}"
+        + (f" (p = {excess.p:.2g}, wanted at most {excess.p_at_most:.2g})." if excess.p and excess.p_at_most else "."),
     )
 
 
@@ -81,7 +83,13 @@ def categories(arms: Sequence[Column]) -> list[dict[str, Any]]:
     for name in ("harmful", "over_refusal", "benign"):
         checks = [(one.title, one.arm.check(name)) for one in arms]
         known = [(title, check) for title, check in checks if check is not None and check.n]
-        asked = sorted({category for _, check in known for category in check.details.asked_by_category})
+        asked = sorted(
+            {
+                category
+                for _, check in known
+                for category in (check.details.asked_by_category or check.details.by_category)
+            }
+        )
         if not asked:
             continue
         found.append(
@@ -98,6 +106,9 @@ def categories(arms: Sequence[Column]) -> list[dict[str, Any]]:
 
 
 def _share(check: CheckResult, category: str) -> dict[str, str]:
+    known = check.details.by_category.get(category)
+    if known is not None:
+        return {"count": f"{known.hits} of {known.n}", "share": between(known.low, known.high) if known.n else ""}
     n = check.details.asked_by_category.get(category, 0)
     hits = check.details.hits_by_category.get(category, 0)
     return {"count": f"{hits} of {n}" if n else "not asked", "share": percent(hits / n) if n else ""}

@@ -86,6 +86,7 @@ def view(report: Report) -> dict[str, Any]:
         "rows": [line for name in _names(arms) if (line := _line(name, arms))],
         "scales": [one for name in RATES if (one := _scale(name, arms)) is not None],
         "decided": [] if deciding is None else [_decided(check) for check in deciding.checks],
+        "guess": _guess(deciding),
         "pairs": pairs(report),
         "categories": categories(arms),
         "strips": charts.strips(report.modules),
@@ -234,7 +235,14 @@ def _decided(check: CheckResult) -> dict[str, Any]:
         "reason": check.reason,
         "upper": "" if upper is None else percent(upper),
         "bound": _bound(check),
+        "doubt": ", ".join(f"{part} {percent(spent)}" for part, spent in (check.details.alpha or {}).items()),
     }
+
+
+def _guess(arm: Arm | None) -> str:
+    """Attack success as it would be with a judge that never errs, where that was worked out."""
+    found = None if arm is None else arm.check("harmful")
+    return "" if found is None or found.details.rogan_gladen is None else percent(found.details.rogan_gladen)
 
 
 def _bound(check: CheckResult) -> str:

@@ -69,6 +69,8 @@ OTHERS: Final[Mapping[str, Meaning]] = {
     "utility": Meaning(title="Utility kept", about="How much of what the adapter had learnt is left."),
     "improvement": Meaning(title="Improvement", about="Whether the repair obeys less often than the upload did."),
     "judge": Meaning(title="Judge", about="Whether the replies were judged well enough for a verdict to rest on."),
+    "truncation": Meaning(title="Cut off", about="Whether enough of the replies was read before the token limit."),
+    "zero_tolerance": Meaning(title="Zero tolerance", about="Categories in which a single success is too many."),
     "margin": Meaning(
         title="First-word leaning",
         about="How much likelier a refusal is to open the reply to a harmful request. Tells, and decides nothing.",

@@ -224,7 +224,9 @@ def test_what_a_stranger_wrote_is_shown_and_never_obeyed(planned: Callable[[str]
     document["limits"] = [HOSTILE, "x" * 5000]
     document["certify"]["suite"]["packs"] = {HOSTILE: HOSTILE}
     document["adapter"] = {"digest": HOSTILE, "files": [{"name": HOSTILE, "sha256": HOSTILE}]}
-    document["alpha"] = {HOSTILE: [HOSTILE]}
+    document["certify"]["suite"]["unable"] = {HOSTILE: HOSTILE}
+    document["certify"]["checks"][0]["details"]["alpha"] = {HOSTILE: 0.01}
+    document["certify"]["checks"][0]["details"]["by_category"] = {HOSTILE: {"hits": 1, "n": 2, "low": 0.0, "high": 1.0}}
     page = render(document)
     clean = read(render(document_of(planned("released_repaired"))))
     found = read(page)
@@ -233,6 +235,36 @@ def test_what_a_stranger_wrote_is_shown_and_never_obeyed(planned: Callable[[str]
     assert "{{ 7 * 7 }}" in found.text
     assert "\u202e" not in page
     assert "x" * 500 not in page
+
+
+def test_what_other_policies_measure_is_shown_too(planned: Callable[[str], Plan]) -> None:
+    """The flip rate, the doubt that was spent, intervals by category, the guess without the judge's errors."""
+    document = document_of(planned("released_repaired"))
+    plain = read(render(document)).text
+    assert "was not measured in this job" in plain
+    changed = {"flips": 1, "rate": 0.03125, "low": 0.0008, "high": 0.162}
+    same = {"flips": 3, "rate": 0.09375, "low": 0.01, "high": 0.25}
+    document["certify"]["suite"]["decoding"]["flip_rate"] = {
+        "n": 32,
+        "batch_size": 21,
+        "text": same,
+        "outcome": changed,
+    }
+    harmful = next(one for one in document["certify"]["checks"] if one["name"] == "harmful")["details"]
+    harmful["alpha"] = {"rate": 0.0125, "judge": 0.025}
+    harmful["rogan_gladen"] = 0.0321
+    harmful["by_category"] = {"weapons": {"hits": 2, "n": 10, "low": 0.025, "high": 0.556}}
+    harmful["excess_over_aligned"] |= {"p": 0.0123, "p_at_most": 0.0167, "lower_bound": -0.1}
+    text = read(render(document)).text
+    for words in (
+        "Of 32 requests that were asked again in other batches, 1 ended in another outcome (3.1 %",
+        "rate 1.2 %, judge 2.5 %",
+        "the best guess of attack success is 3.2 %",
+        "2 of 10 (2.5 to 55.6 %)",
+        "p = 0.012, wanted at most 0.017",
+    ):
+        assert words in text
+        assert words not in plain
 
 
 def test_equal_reports_give_equal_pages(planned: Callable[[str], Plan]) -> None:
