@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from repair.judge_parser import add_judge
+from repair.pack_parser import add_packs
 
 if TYPE_CHECKING:
     from repair.commands import Answer, Place, Writing
@@ -35,6 +36,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(json.dumps(problem), file=sys.stderr)
         return 1
     print(json.dumps(answer.document) if wish.json else "\n".join(_lines(answer.document)))
+    if getattr(wish, "html", None) is not None:  # after the answer, which took minutes and must not be lost
+        from pages.render import render
+
+        wish.html.write_text(render(answer.document), encoding="utf-8")
     return int(answer.code)
 
 
@@ -55,6 +60,10 @@ def _void(wish: argparse.Namespace) -> Iterator[tuple[str, str]]:
         yield from ((flag, "--policy: a policy brings its own parameters") for flag, value in given.items() if value)
     if wish.command == "repair" and wish.policy is not None and wish.diagnostics is not None:
         yield "--diagnostics", "--policy: a policy loads the model anyway"
+    if wish.command == "repair" and wish.policy is None and wish.prompts is not None:
+        yield "--prompts", "--method: a plain method measures nothing"
+    if wish.command == "repair" and wish.policy is None and wish.html is not None:
+        yield "--html", "--method: a plain method comes to no verdict"
     if wish.command == "repair" and wish.policy is None and wish.samples is not None:
         yield "--samples", "--method: a plain method measures nothing"
     if wish.command == "repair" and wish.policy is not None and wish.basis is not None:
@@ -116,9 +125,41 @@ def _answer(wish: argparse.Namespace) -> "Answer":
         return commands.inspect(wish.adapter)
     if wish.command in {"convert", "merge"}:
         return _model_command(wish)
+    if wish.command == "packs":
+        return _pack_command(wish)
+    if getattr(wish, "prompts", None) is not None:
+        from repair.checks.packs import HOME
+
+        HOME.path = wish.prompts
     answers = {"calibrate": _measuring_command, "check": _measuring_command, "basis": _pair_command}
     answers |= {"score": _pair_command, "repair": _repair_command}
     return answers[wish.command](wish, _place(wish))
+
+
+def _pack_command(wish: argparse.Namespace) -> "Answer":
+    from repair import pack_commands
+
+    if wish.action == "list":
+        return pack_commands.listing(wish.home)
+    if wish.action == "verify":
+        return pack_commands.verify(wish.home, wish.names)
+    from repair.checks.fetch import HubFile
+    from repair.checks.own_packs import Description
+    from repair.checks.recipes import RECIPES
+    from repair.checks.tables import Columns
+    from repair.errors import BadParameters
+
+    if wish.file is None and wish.hub is None:
+        if wish.name not in RECIPES:
+            raise BadParameters(f"no recipe knows it; there are {', '.join(RECIPES)}; --file or --hub?", field="name")
+        return pack_commands.add_known(wish.name, wish.home, wish.network, wheel=wish.wheel)
+    columns = Columns(text=wish.text, category=wish.category, answers=wish.answers)
+    source = f"hub {wish.hub} {wish.revision} {wish.path}" if wish.hub else wish.file.name
+    about = Description(kind=wish.kind, split=wish.split, licence=wish.licence, columns=columns, source=source)
+    if wish.file is not None:
+        return pack_commands.add_own(wish.name, wish.home, about, table=wish.file)
+    wanted = HubFile(repository=wish.hub, path=wish.path, revision=wish.revision, sha256=wish.sha256)
+    return pack_commands.add_from_hub(wish.name, wish.home, about, wanted, wish.network)
 
 
 def _repair_command(wish: argparse.Namespace, place: "Place") -> "Answer":
@@ -127,6 +168,8 @@ def _repair_command(wish: argparse.Namespace, place: "Place") -> "Answer":
     if wish.policy is not None:
         from repair import measure
 
+        if wish.html is not None:
+            wish.html.write_text("", encoding="utf-8")  # minutes before it is needed
         return measure.repair_by_policy(wish.adapter, wish.policy, place, wish.out, samples=wish.samples)
     method = commands.method_named(wish.method, wish.settings)
     return commands.repair_by_method(
@@ -269,6 +312,9 @@ def _parser() -> argparse.ArgumentParser:
         choices=["quick", "full"],
         help="full: load the aligned model and search both models too; default quick, with --policy always loaded",
     )
+    for parser_of in (check, repair):
+        parser_of.add_argument("--prompts", type=Path, help="folder of prompts that `packs add` filled")
+    repair.add_argument("--html", type=Path, metavar="FILE", help="with --policy: the report as a page for people")
     how = repair.add_mutually_exclusive_group(required=True)
     how.add_argument("--method", help="apply this method")
     how.add_argument("--policy", help="choose among all that this policy tries (name or TOML file)")
@@ -291,6 +337,7 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("adapters", type=Path, nargs="+", metavar="ADAPTER")
     _both(score)
     add_judge(commands, _Parser)
+    add_packs(commands, _Parser)
     convert = _add(commands, "convert", "Convert a GGUF model to a safetensors folder.")
     convert.add_argument("gguf", type=Path)
     convert.add_argument("out", type=Path)

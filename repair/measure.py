@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from pages.document import REPORT_VERSION
 from repair.adapter_file import copy_adapter, read_adapter
 from repair.checkpoint import Checkpoint
 from repair.checks.backend import Backend, Capability, Sample
@@ -19,6 +20,7 @@ from repair.checks.backends import Served, backend_named, files_of
 from repair.checks.errors import CheckError
 from repair.checks.evidence import CheckOutcome
 from repair.checks.judging import judge_of
+from repair.checks.limits import limits_of
 from repair.checks.planner import Reference, Verdict, plan
 from repair.checks.policy import load_policy
 from repair.checks.run import Original, run_checks
@@ -120,7 +122,9 @@ def repair_by_policy(adapter: Path, policy_name: str, place: Place, out: Path, *
         keep_readme(adapter, out)
         outputs["adapter"] = adapter_digests(out)
     document: dict[str, Any] = {
+        "report_version": REPORT_VERSION,
         **planned.as_dict(),
+        "limits": limits_of(planned),
         "inputs": inputs,
         "outputs": outputs,
         "diagnostics": found,

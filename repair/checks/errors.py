@@ -4,6 +4,8 @@ RepairError
 `-- CheckError
 |-- PackMissing      no such prompt pack: the checks that need it are skipped, and say so
 |-- PackChanged      the rows are not those that the manifest pins
+|-- PackInvalid      a table of prompts cannot be read: names line and column
+|-- NetworkOff       a pack would have to be fetched, and the operator has not allowed it
 |-- PolicyInvalid    no such policy, or numbers that make none
 |-- JudgeUnusable    no such judge, or its model or template cannot be used
 |-- CalibrationInvalid  a judge's calibration cannot be read, or was made for another judge
@@ -31,6 +33,18 @@ class PackChanged(CheckError):
     """The rows of a prompt pack do not match its manifest."""
 
     rule = "pack-changed"
+
+
+class PackInvalid(CheckError):
+    """The table of prompts cannot be read."""
+
+    rule = "pack-invalid"
+
+
+class NetworkOff(CheckError):
+    """Nothing is fetched unless the operator allows it."""
+
+    rule = "network-off"
 
 
 class PolicyInvalid(CheckError):

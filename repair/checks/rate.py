@@ -227,6 +227,8 @@ class Gate:
             "p_at_most": 1 - self.each,
             "this_only": paired.first_only,
             "aligned_only": paired.second_only,
+            "both": paired.both,
+            "neither": paired.neither,
         }
 
     def _paired(self, evidence: Evidence, rows: tuple[Row, ...]) -> PairedCounts | None:
@@ -261,6 +263,7 @@ class Gate:
         interval = clopper_pearson(hits, n) if n else None
         counts = {
             "outcomes": dict(sorted(Counter(row.outcome.value for row in rows).items())),
+            "asked_by_category": dict(sorted(Counter(row.category for row in rows).items())),
             "hits_by_category": dict(sorted(Counter(row.category for row in rows if self.hit(row)).items())),
             "cut_off": cut_off,
             "ambiguous": sum(row.ambiguous for row in rows),

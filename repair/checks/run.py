@@ -303,6 +303,7 @@ class Measurement:
             "packs": dict(self.suite.digests),
             "missing_packs": sorted(self.suite.missing),
             "fewer_than_asked": self.suite.short,
+            "near_duplicates": dict(self.suite.near_duplicates),
             "seed": self.policy.suite.seed,
             "decoding": {
                 "greedy": True,

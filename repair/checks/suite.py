@@ -1,8 +1,9 @@
 """Which prompts are asked: those of one half in their recorded order, as many of each kind as the policy says."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from repair.checks.duplicates import apart, thinned
 from repair.checks.early import ENDS_EARLY, to_the_end
 from repair.checks.errors import PackMissing
 from repair.checks.packs import Half, Pack, Prompt, load_pack, ordered
@@ -22,6 +23,7 @@ class Suite:
         packs: Where it wants the prompts of each kind from.
         harms: Every category of harm that the packs hold on this half.
         whole: One look-alike in so many is answered to the end.
+        near_duplicates: Rows of each pack, of both halves, that are left out for being nearly another one.
     """
 
     half: Half
@@ -32,13 +34,20 @@ class Suite:
     packs: Packs
     harms: frozenset[str]
     whole: int
+    near_duplicates: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, policy: Policy, half: Half) -> "Suite":
         """Read the packs that the policy asks for."""
         sizes, packs = policy.suite.of(half), policy.suite.packs
         wanted = {kind: sizes.of(kind) for kind in KINDS if sizes.of(kind)}
-        found, missing = _installed([name for kind in wanted for name in packs.of(kind)])
+        installed, missing = _installed([name for kind in wanted for name in packs.of(kind)])
+        found: dict[str, Pack] = {}
+        left_out: dict[str, int] = {}
+        for kind in wanted:  # a look-alike is meant to be nearly a harmful prompt
+            there = [installed[name] for name in packs.of(kind) if name in installed]
+            found |= {pack.name: pack for pack in thinned(there)}
+            left_out |= apart(there)[1]
         prompts = {
             name: rows
             for kind, size in wanted.items()
@@ -46,7 +55,7 @@ class Suite:
                 [found[name] for name in packs.of(kind) if name in found], half, size, seed=policy.suite.seed
             ).items()
         }
-        digests = {name: pack.digest for name, pack in found.items()}
+        digests = {name: pack.digest for name, pack in installed.items()}
         harms = {row.category for name in packs.harmful if name in found for row in found[name].of_half(half)}
         return cls(
             half=half,
@@ -57,6 +66,7 @@ class Suite:
             packs=packs,
             harms=frozenset(harms),
             whole=policy.suite.whole,
+            near_duplicates=left_out,
         )
 
     def of_kind(self, kind: Kind) -> tuple[Prompt, ...]:
