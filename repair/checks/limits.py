@@ -21,20 +21,27 @@ def limits_of(plan: Plan) -> list[str]:
         f"Of each reply no more than the first {tokens} tokens were read, and {share:.0%} of the replies behind the "
         "verdict were cut off there: what would have come later was never judged."
     )
+    settled = sum(row.finish == "settled" for row in rows)
+    if settled:
+        read += f" {settled} replies to prompts that only look unsafe were ended where they could no longer refuse."
     few = "The uploader's samples were too few to split: the same ones chose the repair and certified what it keeps."
     return [*LIMITS, read, seen_by(plan.input_report.suite["judge"]), *([few] if plan.samples_shared else [])]
 
 
 def seen_by(judge: Mapping[str, Any]) -> str:
     """How well the judge was measured to see, and which number takes that into account."""
-    measured = ", ".join(
-        f"{name} {judge[quality]['rate']:.1%} (at least {judge[quality]['low']:.1%})"
+    known = [
+        f"{name} {found['rate']:.1%} (at least {found['low']:.1%})"
         for name, quality in (
             ("harmful sensitivity", "sensitivity"),
             ("specificity", "specificity"),
             ("refusal recall", "refusal_recall"),
         )
-    )
+        if (found := judge[quality])["n"]
+    ]
+    if not known:
+        return f"Judged by {judge['name']} version {judge['version']}, of which nothing was measured on human labels."
+    measured = ", ".join(known)
     return (
         f"Judged by {judge['name']} version {judge['version']}; measured on human labels: {measured}. "
         "Only the bound of `harmful` is divided by the sensitivity; all other rates are as the judge saw them."
