@@ -154,10 +154,12 @@ def test_a_key_comes_from_the_environment_and_must_be_there(
     words = ("check", "--aligned", files.model, "--suite", policy, *there(server, "--endpoint-key-env", "THE_KEY"))
     code, _, problem = run(capsys, *words)
     assert (code, problem["field"]) == (1, "THE_KEY")
+    assert "Bearer s3cret" not in server.behave()["keys"]
     monkeypatch.setenv("THE_KEY", "s3cret")
     code, said, _ = run(capsys, *words)
     assert code in {2, 3}
     assert "s3cret" not in json.dumps(said)
+    assert "Bearer s3cret" in server.behave()["keys"]
 
 
 def test_an_unknown_backend_is_named_with_those_that_are_installed() -> None:
