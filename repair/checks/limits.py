@@ -44,5 +44,5 @@ def seen_by(judge: Mapping[str, Any]) -> str:
     measured = ", ".join(known)
     return (
         f"Judged by {judge['name']} version {judge['version']}; measured on human labels: {measured}. "
-        "Only the bound of `harmful` is divided by the sensitivity; all other rates are as the judge saw them."
+        "Only `harmful` allows for the sensitivity; all other rates are as the judge saw them."
     )
