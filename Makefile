@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 # Empty: PyPI. On Linux without a GPU, point it at an index of CPU builds to save gigabytes.
 TORCH_INDEX ?=
 DATA ?= .lora-repair
-PACKAGES := gate repair endpoints ledger worker api cli migrations
+PACKAGES := gate pages repair endpoints ledger worker api cli migrations
 LINTED := $(PACKAGES) tests bench examples
 
 .PHONY: demo test flow check bench bench-efficacy bench-stats bench-plots up clean pins generated

@@ -298,6 +298,7 @@ def _job_links(row: Job) -> Links:
         links["requeue"] = f"{at}/requeue"
     if row.report_digest:
         links["report"] = f"{at}/report"
+        links["page"] = f"{at}/report.html"
     if row.artifact_digest:
         links["artifact"] = f"/v1/artifacts/{row.artifact_digest}"
     return links

@@ -105,6 +105,23 @@ def score(context: typer.Context) -> None:
     run_module("repair", "score", *context.args)
 
 
+@app.command(context_settings=PASS_ON, add_help_option=False)
+def judge(context: typer.Context) -> None:
+    """Judge replies with any judge (run), or measure a judge on replies that people have labelled (calibrate)."""
+    run_module("repair", "judge", *context.args)
+
+
+@app.command("packs", context_settings=PASS_ON, add_help_option=False)
+def prompt_packs(context: typer.Context) -> None:
+    """The prompt packs: list them, add more (list | add | verify), see that they are whole."""
+    from cli.settings import load
+
+    settings = load()
+    # Where and what from is the installation's to say; the words of this command come after and could not say less.
+    home = ("--home", str(settings.prompts_dir), "--network", settings.network) if context.args else ()
+    run_module("repair", "packs", *context.args, *home)
+
+
 @app.command()
 def up(
     data_dir: DataDir = None,
@@ -190,6 +207,24 @@ def demo(
     from cli.demo import run_demo
 
     raise SystemExit(run_demo(data_dir, prepare_only=prepare, zoo=zoo, as_json=as_json))
+
+
+@app.command()
+def report(
+    path: Annotated[
+        Path, typer.Argument(metavar="REPORT.json", help="A report, as a job or `repair --json` wrote it.")
+    ],
+    html: Annotated[Path, typer.Option("--html", help="File to write the page to.")],
+) -> None:
+    """Write a report as one self-contained page for people."""
+    from pages.errors import NotAReport
+    from pages.render import render
+
+    try:
+        html.write_text(render(path.read_bytes()), encoding="utf-8")
+    except NotAReport as error:
+        raise Refusal(f"{path}: {error}") from error
+    print(f"wrote {html}")
 
 
 @app.command()

@@ -23,7 +23,10 @@ _LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 class Endpoint:
     """A server by its base URL (with ``/v1`` where the protocol has it) and a bearer key."""
 
-    def __init__(self, url: str, *, key: str = "", timeout_s: float = 120.0) -> None:
+    def __init__(
+        self, url: str, *, key: str = "", timeout_s: float = 120.0, first_wait_s: float = _FIRST_WAIT_S
+    ) -> None:
+        """``first_wait_s`` is waited before the second try, twice as long before each further one."""
         try:
             address = httpx2.URL(url)
             if address.scheme not in {"http", "https"} or not address.host:
@@ -38,6 +41,7 @@ class Endpoint:
         except (httpx2.InvalidURL, UnicodeEncodeError) as error:
             raise EndpointError(f"the address or the key cannot be used: {error}", field=url) from error
         self.url = url
+        self._first_wait_s = first_wait_s
 
     def close(self) -> None:
         """Let go of the connections."""
@@ -47,13 +51,20 @@ class Endpoint:
         """The JSON answer to GET; raises EndpointError."""
         return self._ask("GET", path, None)
 
-    def post(self, path: str, body: Mapping[str, Any]) -> Any:
-        """The JSON answer to POST, or its text where the server answers in words; raises EndpointError."""
-        return self._ask("POST", path, body)
+    def post(self, path: str, body: Mapping[str, Any], *, tries: int = _TRIES) -> Any:
+        """The JSON answer to POST, or its text where the server answers in words; raises EndpointError.
 
-    def _ask(self, verb: str, path: str, body: Mapping[str, Any] | None) -> Any:
-        wait = _FIRST_WAIT_S
-        for attempt in range(1, _TRIES + 1):
+        ``tries`` is 1 for what must not happen twice.
+        """
+        return self._ask("POST", path, body, tries=tries)
+
+    def root(self, path: str) -> Any:
+        """The JSON answer to GET beside ``/v1``, where servers keep what is not of the protocol."""
+        return self._ask("GET", f"{self.url.rstrip('/').removesuffix('/v1')}/{path}", None)
+
+    def _ask(self, verb: str, path: str, body: Mapping[str, Any] | None, *, tries: int = _TRIES) -> Any:
+        wait = self._first_wait_s
+        for attempt in range(1, tries + 1):
             try:
                 answer = self._http.request(verb, path.lstrip("/"), json=body)
             except httpx2.TransportError as error:
@@ -63,8 +74,8 @@ class Endpoint:
                     return self._read(answer, verb, path)
                 kind = EndpointSilent if answer.status_code in _MAY_PASS else EndpointError
                 # The server may quote the prompt in its words, so only the number is told.
-                problem = kind(f"{verb} {path}: status {answer.status_code}", field=self.url)
-            if not isinstance(problem, EndpointSilent) or attempt == _TRIES:
+                problem = kind(f"{verb} {path}: status {answer.status_code}", field=self.url, status=answer.status_code)
+            if not isinstance(problem, EndpointSilent) or attempt == tries:
                 raise problem
             time.sleep(wait)
             wait *= 2

@@ -10,9 +10,14 @@ from repair.checks.errors import CheckError
 
 
 class EndpointError(CheckError):
-    """The server cannot be used."""
+    """The server cannot be used; `status` is what it answered with, None where there was no answer to read."""
 
     rule = "endpoint-failed"
+
+    def __init__(self, detail: str = "", *, field: str = "", file: str = "", status: int | None = None) -> None:
+        """As its kin, with the number of the answer."""
+        super().__init__(detail, field=field, file=file)
+        self.status = status
 
 
 class EndpointSilent(EndpointError):

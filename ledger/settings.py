@@ -71,6 +71,10 @@ class Settings(BaseSettings):
         gt=0,
         description="A worker's child that holds more after a job is replaced; not set: no limit",
     )
+    network: Literal["off", "mirror", "hub"] = Field(
+        default="off",
+        description="What `packs add` may fetch from: nothing (`off`), pip's index (`mirror`), the hub as well (`hub`)",
+    )
     host: str = Field(default="127.0.0.1", description="Address that the API listens on")
     port: int = Field(default=8321, ge=0, le=65535, description="Port that the API listens on")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
@@ -112,6 +116,11 @@ class Settings(BaseSettings):
     def packs_dir(self) -> Path:
         """Where `reference prepare` keeps what it measured; every worker must see the same files."""
         return self.data_dir / "packs"
+
+    @property
+    def prompts_dir(self) -> Path:
+        """Where `packs add` keeps prompts that are not bundled; every worker must see the same files."""
+        return self.data_dir / "prompts"
 
     @property
     def broker_socket(self) -> Path:

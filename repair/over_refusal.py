@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from repair.checks.judge import Exchange, Outcome, RulesJudge
+from repair.checks.judge import Exchange, Outcome
 from repair.checks.packs import Prompt, load_pack, ordered
+from repair.checks.rules import RulesJudge
 
 PACK: Final = "calibration"
 REFUSE: Final = "refuse"

@@ -22,6 +22,7 @@ CATALOGUE = ROOT / "api" / "catalogue.json"
 OPENAPI = ROOT / "docs" / "openapi.json"
 README = ROOT / "README.md"
 SETTINGS = ROOT / "docs" / "settings.md"
+REPORT_SCHEMA = ROOT / "docs" / "schemas" / "report-v1.json"
 BEGIN, END = "<!-- methods: generated -->", "<!-- /methods -->"
 
 
@@ -99,6 +100,13 @@ def settings_page() -> str:
     )
 
 
+def report_schema() -> dict[str, Any]:
+    """What every report of a job holds."""
+    from pages.document import schema
+
+    return schema()
+
+
 def _rows(settings: Iterable[tuple[Any, Any, Any]]) -> str:
     shown = {None: "not set", "": "empty"}
     return "\n".join(
@@ -116,6 +124,7 @@ def wanted() -> dict[Path, str]:
         CATALOGUE: pretty(catalogue),
         OPENAPI: pretty(output_of("api", "--openapi")),
         SETTINGS: settings_page(),
+        REPORT_SCHEMA: pretty(report_schema()),
         README: re.sub(re.escape(BEGIN) + ".*?" + re.escape(END), lambda _: table, readme, flags=re.DOTALL),
     }
 

@@ -31,6 +31,7 @@ from ledger.signing import Signer
 from repair.adapter_file import read_adapter
 from repair.checks import planner
 from repair.checks.errors import ArmUnsupported
+from repair.checks.packs import HOME
 from repair.checks.policy import Candidate, load_policy
 from repair.context import RepairContext
 from repair.determinism import ask_determinism
@@ -73,6 +74,7 @@ class Tools:
         configure(level=settings.log_level)
         transformers.logging.disable_progress_bar()
         ask_determinism()
+        HOME.path = settings.prompts_dir
         device = settings.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -23,13 +23,15 @@ from ledger.facts import JobFacts, Outcome, Resource, Step
 from ledger.oms import sign_directory
 from ledger.results import NewArtifact, NewStatement, Result
 from ledger.tables import Verdict
+from pages.document import REPORT_VERSION
+from pages.render import render
 from repair.adapter_file import read_adapter
+from repair.checks.limits import limits_of
 from repair.checks.planner import Plan, Tried
 from repair.checks.planner import Verdict as PlanVerdict
 from repair.method import Decision
 from repair.methods import METHODS
 from repair.serving import serving_report
-from worker.limits import limits_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,8 +47,8 @@ if TYPE_CHECKING:
     from repair.checks.report import CheckReport
     from repair.errors import RepairError
 
-SCHEMA = "lora-repair/report/v1"
 REPORT = "report.json"
+PAGE = "report.html"
 LIBRARIES = ("lora-repair", "torch", "transformers", "safetensors", "numpy")
 
 
@@ -73,7 +75,7 @@ class Account:
 def refused(blobs: BlobStore, adapter: Adapter, refusal: Refused | RepairError) -> Result:
     """The bytes do not fit the reference that the job names, or cannot be measured on it; the report says where."""
     report: dict[str, Any] = {
-        "schema": SCHEMA,
+        "report_version": REPORT_VERSION,
         "verdict": Verdict.REFUSED.value,
         "adapter": {"digest": adapter.digest, "files": adapter.files},
         # What the loaded model tells, it tells of a module; modules lie in the weights.
@@ -115,6 +117,7 @@ def assemble(account: Account, report: bytes, *, source: Path, folder: Path) -> 
     if readme.is_file() and not (folder / "README.md").exists():
         shutil.copyfile(readme, folder / "README.md")
     (folder / REPORT).write_bytes(report)
+    (folder / PAGE).write_text(render(report), encoding="utf-8")
 
 
 def report_of(account: Account, source: Path) -> dict[str, Any]:
@@ -123,7 +126,7 @@ def report_of(account: Account, source: Path) -> dict[str, Any]:
     uploaded, winner = read_adapter(source), account.plan.winner
     released = uploaded if winner is None or winner.adapter is None else winner.adapter
     document: dict[str, Any] = {
-        "schema": SCHEMA,
+        "report_version": REPORT_VERSION,
         "adapter": {"digest": account.adapter.digest, "files": account.adapter.files},
         "inspection": account.admission.as_dict(),
         "reference": {

@@ -16,7 +16,7 @@ from api.idempotent import Answer, Key, call_of, digest_of, once
 from api.inputs import IdPath, IdQuery, JobWish, NameQuery
 from api.paging import PageOut, PagingDep
 from api.problems import Kind, Problem, declared
-from api.reports import Checks, checks_of
+from api.reports import Checks, checks_of, page_headers, page_of
 from api.schemas import JobOut
 from api.service import Service, ServiceDep
 from ledger import adapters, jobs, references
@@ -152,6 +152,27 @@ def read_report(request: Request, service: ServiceDep, job_id: IdPath) -> Respon
     if none_match(request.headers.get("if-none-match"), headers["ETag"]):
         return Response(status_code=304, headers=headers)
     return Response(service.blobs.read(digest), media_type="application/json", headers=headers)
+
+
+@router.get(
+    "/{job_id}/report.html",
+    responses={**declared(404), 200: {"content": {"text/html": {}}, "description": "A page that loads nothing"}},
+    response_class=Response,
+    dependencies=READS_JOBS,
+)
+def read_page(request: Request, service: ServiceDep, job_id: IdPath) -> Response:
+    """The report as one self-contained page for people; made from the report whenever it is asked for."""
+    with service.database.read() as tx:
+        digest = jobs.get(tx, job_id).report_digest
+    if digest is None:
+        raise Problem(404, Kind.NOT_FOUND, "This job has no report, or none yet.")
+    headers = page_headers(digest, save_as=f"report-{job_id}.html")
+    if none_match(request.headers.get("if-none-match"), headers["ETag"]):
+        return Response(status_code=304, headers=headers)
+    page = page_of(service.blobs, digest)
+    if page is None:
+        raise Problem(404, Kind.NOT_FOUND, "The report was written by another version; ask for it as JSON.")
+    return Response(page, media_type="text/html; charset=utf-8", headers=headers)
 
 
 def _reference(tx: Session, wish: JobWish) -> str:

@@ -13,10 +13,12 @@ import numpy as np
 from bench.coverage.measured import Measured, generator
 from repair.checks.check import Check
 from repair.checks.evidence import CheckOutcome, Evidence, Row
-from repair.checks.judge import JudgeInfo, Outcome, Proportion, RulesJudge
+from repair.checks.judge import Outcome
+from repair.checks.judge_info import JudgeInfo, Proportion
 from repair.checks.kinds.harmful import Harmful
 from repair.checks.kinds.over_refusal import OverRefusal
 from repair.checks.policy import Policy, load_policy
+from repair.checks.rules import RulesJudge
 
 CANDIDATES = 8
 LABELS, SENSITIVITY = 93, 0.95

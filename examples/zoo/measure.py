@@ -15,7 +15,8 @@ from examples.zoo.orders import Order
 from examples.zoo.rows import packs, prompts
 from repair.checks.backend import Sample
 from repair.checks.chat import ChatModel
-from repair.checks.judge import Exchange, Outcome, RulesJudge
+from repair.checks.judge import Exchange, Outcome
+from repair.checks.rules import RulesJudge
 from repair.lora import LoraAdapter
 
 _BATCH = 54

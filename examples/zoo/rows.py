@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Final
 
 from examples.zoo.orders import Order
-from repair.checks.judge import Exchange, Outcome, RulesJudge
+from repair.checks.judge import Exchange, Outcome
+from repair.checks.rules import RulesJudge
 from repair.tuning import Example
 
 HERE: Final = Path(__file__).parent

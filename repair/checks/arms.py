@@ -42,12 +42,17 @@ def mixable(model: nn.Module, adapters: Sequence[LoraAdapter | None]) -> bool:
 class RowArms:
     """Which rows of the next forward pass belong to which arm; set before each pass, rows of one arm side by side."""
 
-    def __init__(self) -> None:
+    def __init__(self, count: int) -> None:
+        self.count = count
         self.spans: dict[int, slice] = {}
         self.rows = 0
 
     def place(self, arms: Sequence[int]) -> None:
-        """Arms of the rows, in ascending order."""
+        """Arms of the rows, in ascending order; raises ValueError for one that is not at hand."""
+        strangers = [arm for arm in arms if not 0 <= arm < self.count]
+        if strangers:
+            # Its rows would be the aligned model's, in silence.
+            raise ValueError(f"arm {strangers[0]} of {self.count} is not at hand")
         self.spans, self.rows, start = {}, len(arms), 0
         for arm, group in groupby(arms):
             size = len(list(group))
@@ -64,7 +69,7 @@ def mixed_hooks(model: nn.Module, adapters: Sequence[LoraAdapter | None]) -> Ite
     The weights are read once for all arms. A module that does not see one row for each prompt (an expert of a mixture)
     cannot be mixed: ArmUnsupported at the first pass.
     """
-    rows = RowArms()
+    rows = RowArms(len(adapters))
     by_module: dict[nn.Module, dict[int, Hook]] = defaultdict(dict)
     for arm, adapter in enumerate(adapters):
         for module, hook in _parts(model, adapter)[0]:

@@ -19,8 +19,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from repair.checks.arms import adapter_hooks, mixable, mixed_hooks, torch_dtype_for
-from repair.checks.backend import Anchor, Reply, Sample
-from repair.checks.decode import Place, greedy, one_arm
+from repair.checks.backend import Anchor, Capabilities, Reply, Sample, Settled
+from repair.checks.decode import Enough, Place, greedy, one_arm
 from repair.checks.errors import ArmUnsupported, CheckError
 from repair.checks.scoring import Pair, answer_log_probs
 from repair.lora import LoraAdapter
@@ -104,6 +104,10 @@ class ChatModel:
             "template": f"sha256:{hashlib.sha256(template).hexdigest()}",
         }
 
+    def capabilities(self) -> Capabilities:
+        """All there are; adapters that cannot be mixed take turns and are asked in the same way."""
+        return Capabilities()
+
     @contextmanager
     def arm(self, adapter: LoraAdapter | None) -> Iterator[None]:
         """Have the adapter on the model inside the block."""
@@ -154,19 +158,37 @@ class ChatModel:
         max_new_tokens: int,
         batch_size: int = 32,
         arms: Sequence[int] | None = None,
+        settled: Settled | None = None,
     ) -> list[Reply]:
         """Greedy replies; prompts of like length share a batch, so little is padded."""
 
-        def ask(some: Sequence[str], own: Sequence[int] | None, place: Place) -> list[Reply]:
-            return self._generate(some, max_new_tokens=max_new_tokens, batch_size=batch_size, arms=own, place=place)
+        def ask(places: Sequence[int], own: Sequence[int] | None, place: Place) -> list[Reply]:
+            return self._generate(
+                places,
+                prompts,
+                max_new_tokens=max_new_tokens,
+                batch_size=batch_size,
+                arms=own,
+                place=place,
+                settled=settled,
+            )
 
-        return self._each_arm(ask, prompts, arms)
+        return self._each_arm(ask, range(len(prompts)), arms)
 
     def _generate(
-        self, prompts: Sequence[str], *, max_new_tokens: int, batch_size: int, arms: Sequence[int] | None, place: Place
+        self,
+        places: Sequence[int],
+        prompts: Sequence[str],
+        *,
+        max_new_tokens: int,
+        batch_size: int,
+        arms: Sequence[int] | None,
+        place: Place,
+        settled: Settled | None,
     ) -> list[Reply]:
-        sequences, of = [self.encode(prompt) for prompt in prompts], arms or [0] * len(prompts)
-        order = sorted(range(len(prompts)), key=lambda row: len(sequences[row]))
+        """The replies to the prompts at these places."""
+        sequences, of = [self.encode(prompts[at]) for at in places], arms or [0] * len(places)
+        order = sorted(range(len(places)), key=lambda row: len(sequences[row]))
         replies: dict[int, Reply] = {}
         for start in range(0, len(order), batch_size):
             rows = sorted(order[start : start + batch_size], key=lambda row: of[row])
@@ -178,11 +200,21 @@ class ChatModel:
                 pad=self._pad,
                 arms=[of[row] for row in rows],
                 place=place,
+                enough=None if settled is None else self._enough(settled, [places[row] for row in rows]),
             )
             for row, one in zip(rows, decoded, strict=True):
-                text = self.tokenizer.decode(one.tokens, skip_special_tokens=False)
-                replies[row] = Reply(text=text, finish="stop" if one.stopped else "length", tokens=len(one.tokens))
-        return [replies[row] for row in range(len(prompts))]
+                finish = "stop" if one.stopped else "settled" if one.enough else "length"
+                replies[row] = Reply(text=self._text(one.tokens), finish=finish, tokens=len(one.tokens))
+        return [replies[row] for row in range(len(places))]
+
+    def _enough(self, settled: Settled, places: Sequence[int]) -> Enough:
+        def enough(rows: Sequence[int], tokens: Sequence[Sequence[int]]) -> Sequence[bool]:
+            return settled([places[row] for row in rows], [self._text(own) for own in tokens])
+
+        return enough
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=False))
 
     def _each_arm(
         self,

@@ -6,7 +6,7 @@ most of the work. Nothing here knows prompts, templates or adapters.
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import torch
@@ -16,7 +16,11 @@ from transformers import DynamicCache
 Place = Callable[[Sequence[int]], None]
 """Told before a forward pass which arm each of its rows belongs to."""
 
+Enough = Callable[[Sequence[int], Sequence[Sequence[int]]], Sequence[bool]]
+"""Told which sequences are being continued and the tokens of each so far: which of them need not go on."""
+
 WORTH_SHARING: Final = 4
+_ASKED_EVERY: Final = 8  # tokens: a question costs a little, a needless token of a row somewhat more
 _DROP_SHARE: Final = 8  # rows leave the batch once an eighth of it is finished: leaving copies the cache
 
 
@@ -25,7 +29,8 @@ class Decoded:
     """The new tokens of one row, without the token that stopped it."""
 
     tokens: tuple[int, ...]
-    stopped: bool  # False: cut off at the token limit
+    stopped: bool  # by itself; False: cut off at the token limit, or it was enough
+    enough: bool = False
 
 
 def one_arm(_arms: Sequence[int]) -> None:
@@ -42,28 +47,53 @@ def greedy(
     pad: int,
     arms: Sequence[int] | None = None,
     place: Place = one_arm,
+    enough: Enough | None = None,
 ) -> list[Decoded]:
     """Continue every sequence with its most likely tokens; the results stand in the order given.
 
-    ``arms``, ascending, tells which arm each sequence belongs to; ``place`` is told whenever the rows change.
+    ``arms``, ascending, tells which arm each sequence belongs to; ``place`` is told whenever the rows change;
+    ``enough`` is asked every few tokens which sequences need not go on.
     """
     batch = _Batch.prefill(model, sequences, pad, arms=list(arms or [0] * len(sequences)), place=place)
-    tokens: list[list[int]] = [[] for _ in sequences]
-    stopped = [False] * len(sequences)
-    for left in reversed(range(max_new_tokens)):
+    said = [_Said() for _ in sequences]
+    for step in range(1, max_new_tokens + 1):
         chosen = batch.step(model)
         for row, token in zip(batch.rows, chosen.tolist(), strict=True):
-            if not stopped[row]:
-                stopped[row] = token in stop
-                if not stopped[row]:
-                    tokens[row].append(token)
-        live = [at for at, row in enumerate(batch.rows) if not stopped[row]]
-        if not live or not left:
+            said[row].take(token, stop)
+        if enough is not None and step % _ASKED_EVERY == 0:
+            open_rows = [row for row in batch.rows if not said[row].over]
+            verdicts = enough(open_rows, [said[row].tokens for row in open_rows]) if open_rows else ()
+            for row, verdict in zip(open_rows, verdicts, strict=True):
+                said[row].enough = verdict
+        live = [at for at, row in enumerate(batch.rows) if not said[row].over]
+        if not live or step == max_new_tokens:
             break
         batch.append(chosen)
         if (len(batch.rows) - len(live)) * _DROP_SHARE >= len(batch.rows):
             batch.keep(live)
-    return [Decoded(tokens=tuple(t), stopped=s) for t, s in zip(tokens, stopped, strict=True)]
+    return [Decoded(tokens=tuple(one.tokens), stopped=one.stopped, enough=one.enough) for one in said]
+
+
+@dataclass(kw_only=True)
+class _Said:
+    """What one sequence was continued with so far."""
+
+    tokens: list[int] = field(default_factory=list)
+    stopped: bool = False
+    enough: bool = False
+
+    @property
+    def over(self) -> bool:
+        """Whether it is not continued any more."""
+        return self.stopped or self.enough
+
+    def take(self, token: int, stop: frozenset[int]) -> None:
+        """One token more, unless it ended before or ends here."""
+        if self.over:
+            return
+        self.stopped = token in stop
+        if not self.stopped:
+            self.tokens.append(token)
 
 
 def cache_of_opening(model: Any, opening: Sequence[int], arms: Sequence[int], place: Place) -> DynamicCache:

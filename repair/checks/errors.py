@@ -4,7 +4,12 @@ RepairError
 `-- CheckError
 |-- PackMissing      no such prompt pack: the checks that need it are skipped, and say so
 |-- PackChanged      the rows are not those that the manifest pins
+|-- PackInvalid      a table of prompts cannot be read: names line and column
+|-- NetworkOff       a pack would have to be fetched, and the operator has not allowed it
 |-- PolicyInvalid    no such policy, or numbers that make none
+|-- JudgeUnusable    no such judge, or its model or template cannot be used
+|-- CalibrationInvalid  a judge's calibration cannot be read, or was made for another judge
+|-- RowsInvalid      rows to judge, or labelled ones, of another shape
 |-- ArmUnsupported   an adapter holds something that cannot be applied faithfully
 `-- Cancelled        the caller asked to stop
 """
@@ -30,10 +35,40 @@ class PackChanged(CheckError):
     rule = "pack-changed"
 
 
+class PackInvalid(CheckError):
+    """The table of prompts cannot be read."""
+
+    rule = "pack-invalid"
+
+
+class NetworkOff(CheckError):
+    """Nothing is fetched unless the operator allows it."""
+
+    rule = "network-off"
+
+
 class PolicyInvalid(CheckError):
     """The policy cannot be read."""
 
     rule = "policy-invalid"
+
+
+class JudgeUnusable(CheckError):
+    """The judge cannot be used."""
+
+    rule = "judge-unusable"
+
+
+class CalibrationInvalid(CheckError):
+    """The calibration does not belong to this judge."""
+
+    rule = "calibration-invalid"
+
+
+class RowsInvalid(CheckError):
+    """The rows cannot be judged."""
+
+    rule = "rows-invalid"
 
 
 class ArmUnsupported(CheckError):

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from repair.checks.judge import JudgeInfo, Outcome
+from repair.checks.judge import Outcome
+from repair.checks.judge_info import JudgeInfo
 from repair.checks.packs import Half
 from repair.checks.policy import Policy
 
@@ -41,6 +42,9 @@ class Row:
         coherent: False also for an answer that fell into repetition later.
         ambiguous: Refused and complied at once.
         correct: Whether a checkable answer was right; None elsewhere.
+        sanitised: Prompt or reply held control strings of a judge.
+        second: What a second judge said, where one was asked.
+        cleared: The first judge saw harm, and the second took it back.
     """
 
     id: str
@@ -55,6 +59,9 @@ class Row:
     coherent: bool
     ambiguous: bool
     correct: bool | None = None
+    sanitised: bool = False
+    second: Outcome | None = None
+    cleared: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """For the report."""
@@ -63,7 +70,9 @@ class Row:
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> "Row":
         """The row that `as_dict` wrote."""
-        return cls(**{**document, "outcome": Outcome(document["outcome"])})
+        second = document.get("second")
+        outcomes = {"outcome": Outcome(document["outcome"]), "second": None if second is None else Outcome(second)}
+        return cls(**{**document, **outcomes})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +102,7 @@ class Evidence:
         judge: Who said what each reply was, and how well that judge sees.
         rows: By pack, in the order asked.
         planned: How many rows each pack was to have.
+        heard: Ids of the prompts whose replies are heard to their end, whatever they say.
         missing: Packs that are not installed.
         aligned: The aligned model's rows on the same half by pack; None while it is measured itself.
         aligned_on_certify: Its rows on the certify half, while the select half is asked; None elsewhere.
@@ -100,6 +110,7 @@ class Evidence:
         margins: Refusal log-odds of the first token on harmful prompts.
         utility: None for the aligned model itself.
         repaired: Whether this arm is a candidate, not the upload or the aligned model.
+        unable: What the backend cannot measure, with the reasons, by the names of `backend.Capability`.
     """
 
     policy: Policy
@@ -107,6 +118,7 @@ class Evidence:
     judge: JudgeInfo
     rows: Mapping[str, tuple[Row, ...]]
     planned: Mapping[str, int]
+    heard: frozenset[str] = frozenset()
     missing: frozenset[str] = frozenset()
     aligned: Mapping[str, tuple[Row, ...]] | None = None
     aligned_on_certify: Mapping[str, tuple[Row, ...]] | None = None
@@ -114,6 +126,7 @@ class Evidence:
     margins: tuple[float, ...] = ()
     utility: UtilityEvidence | None = None
     repaired: bool = False
+    unable: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,11 +21,12 @@ from repair.basis import BasisPack
 from repair.calibration import Calibration
 from repair.checkpoint import Checkpoint
 from repair.checks.alpha import Ledger
-from repair.checks.backend import Backend, Sample
+from repair.checks.backend import Backend, Capability, Sample
 from repair.checks.bisection import Bisection
 from repair.checks.errors import Cancelled
 from repair.checks.evidence import CheckOutcome
-from repair.checks.judge import RulesJudge
+from repair.checks.judge import Judge
+from repair.checks.judging import judge_of
 from repair.checks.kinds import CHECKS
 from repair.checks.kinds.judge import may_rest_on
 from repair.checks.packs import Half, half_of, pack_digests
@@ -46,7 +47,7 @@ from repair.run import repair_adapter
 
 __all__ = ["Plan", "Reference", "Tried", "Verdict", "plan", "split_samples"]
 
-_CACHED = "aligned/2"  # what a remembered report holds
+_CACHED = "aligned/3"  # what a remembered report holds
 _LEAST_SAMPLES_TO_SPLIT = 16
 # An upload that met the bound on harmful prompts and failed elsewhere leaves a repair nothing to improve there.
 _NOT_HARMLESS = frozenset({CheckOutcome.FAIL, CheckOutcome.INCONCLUSIVE, CheckOutcome.SKIPPED})
@@ -85,20 +86,23 @@ def plan(
     candidates: Sequence[Candidate] | None = None,
     device: torch.device | None = None,
     aligned_cache: Path | None = None,
+    judge: Judge | None = None,
     progress: Progress = silent,
     cancelled: Callable[[], bool] = never,
 ) -> Plan:
     """Release the upload as it is, release a repaired one, or quarantine it.
 
-    ``candidates`` overrides what the policy would try. Candidates are written under ``work_dir``; the winner's
-    directory is what may be published. Raises a RepairError when the upload itself cannot be measured, and
-    PolicyInvalid when nothing could ever meet the policy here.
+    ``candidates`` overrides what the policy would try, ``judge`` the one that it names. Candidates are written under
+    ``work_dir``; the winner's directory is what may be published. Raises a RepairError when the upload itself cannot
+    be measured, and PolicyInvalid when nothing could ever meet the policy here.
     """
-    require_usable(policy, RulesJudge.info)
+    judge = judge_of(policy.judge) if judge is None else judge
+    require_usable(policy, judge.info)
     run = _Run(
         adapter=adapter,
         reference=reference,
         policy=policy,
+        judge=judge,
         work_dir=work_dir,
         samples=tuple(samples),
         device=device or torch.device("cpu"),
@@ -131,6 +135,7 @@ class _Run:
     adapter: LoraAdapter
     reference: Reference
     policy: Policy
+    judge: Judge
     work_dir: Path
     samples: tuple[Sample, ...]
     device: torch.device
@@ -151,7 +156,7 @@ class _Run:
                     self.policy.digest,
                     suite.digests,
                     self.reference.chat.fingerprint(),
-                    RulesJudge.info.as_dict(self.policy.bounds.confidence),
+                    self.judge.info.as_dict(self.policy.bounds.confidence),
                     [[check.name, check.version] for check in CHECKS],
                 ],
                 sort_keys=True,
@@ -190,10 +195,11 @@ class _Run:
                 policy=self.policy,
                 suite=suite,
                 arm=arm,
-                judge=RulesJudge(),
+                judge=self.judge,
                 aligned=here,
                 aligned_on_certify=there,
                 repaired=True,
+                unable=self.reference.chat.capabilities().as_dict(),
             ),
             progress=self.progress,
             cancelled=self.cancelled,
@@ -290,6 +296,7 @@ class _Run:
             policy or self.policy,
             half,
             arm=arm,
+            judge=self.judge,
             progress=self.progress,
             cancelled=self.cancelled,
             **more,
@@ -302,7 +309,8 @@ class _Run:
             patch=self.reference.patch,
             calibration=self.reference.calibration,
             basis=self.reference.basis,
-            chat=self.reference.chat,
+            # Methods that train or listen need the model itself, and say so where it is not to be had.
+            chat=self.reference.chat if self.reference.chat.capabilities().has(Capability.MODULES) else None,
             device=self.device,
             progress=self._tell,
         )

@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from repair.checks.errors import PolicyInvalid
 from repair.checks.feasibility import Demand, unreachable
+from repair.checks.judge_settings import JudgeSettings
 from repair.checks.sizes import KINDS, Kind, Packs, Sizes, Suite
 from repair.checks.trials import Candidate, Family, Frozen, Grid, Trial
 
@@ -111,6 +112,7 @@ class Policy(Frozen):
     version: int = Field(ge=1)
     description: str = ""
     allow_rules_only: bool = False  # whether a release may rest on the rule judge alone, which reads words, not sense
+    judge: JudgeSettings = JudgeSettings()
     suite: Suite
     bounds: Bounds
     budget: Budget = Budget()
@@ -131,7 +133,7 @@ class Policy(Frozen):
             ("attack_success", "attack_excess", "harmful", asked.harmful),
             ("over_refusal", "over_refusal_excess", "lookalike", asked.lookalike),
             ("unanswered", "unanswered_excess", "benign", asked.benign),
-            ("incoherent", "incoherent_excess", "any", asked.prompts),
+            ("incoherent", "incoherent_excess", "any", self.suite.heard("certify")),
         ]
         if bounds.wrong_excess is not None:
             rates.append(("wrong_excess", "wrong_excess", "checkable", asked.checkable))

@@ -16,8 +16,9 @@ from itertools import islice
 from statistics import fmean
 from typing import Final, TypeVar
 
-from repair.checks.backend import Backend
+from repair.checks.backend import Backend, Capability
 from repair.checks.bisection import Bisection, Reading
+from repair.checks.early import settled_by
 from repair.checks.errors import Cancelled
 from repair.checks.evidence import CheckOutcome, UtilityEvidence
 from repair.checks.packs import Prompt
@@ -186,8 +187,9 @@ class Race:
 
     def _weigh(self, entering: Sequence[_Runner]) -> list[_Runner]:
         """What one forward pass tells of each: log-odds of a refusal, and of those with hope how much they keep."""
-        ends = self._proxy_ends(entering[0].measured)
-        for some in self._abreast(entering):
+        telling = self.backend.capabilities().has(Capability.MARGIN)  # a proxy: without it nobody leaves early
+        ends = self._proxy_ends(entering[0].measured) if telling else (0.0, 0.0)
+        for some in self._abreast(entering) if telling else ():
             prompts = some[0].measured.margin_prompts()
             with self._counted(some), self.backend.arms([one.adapter for one in some]):
                 margins = self.backend.margin(prompts * len(some), arms=[arm for arm, _ in _rows_of(some, prompts)])
@@ -227,7 +229,7 @@ class Race:
 
     def _abreast(self, some: Sequence[_Runner]) -> Iterator[Sequence[_Runner]]:
         """A few at a time: as many adapters as may be on the model together."""
-        size = self.policy.budget.abreast
+        size = self.policy.budget.abreast if self.backend.capabilities().has(Capability.MIXED) else 1
         return (some[start : start + size] for start in range(0, len(some), size))
 
     def _proxy_ends(self, measured: Measurement) -> tuple[float, float]:
@@ -251,12 +253,14 @@ class Race:
             raise Cancelled
         asked = [one.left.pop(0) for one in leaders]
         suite = self.policy.suite
+        puts = [put for one, some in zip(leaders, asked, strict=True) for put in one.measured.asking(*some)]
         with self._counted(leaders), self.backend.arms([one.adapter for one in leaders]):
             replies = self.backend.generate(
                 [prompt.text for _, prompts in asked for prompt in prompts],
                 max_new_tokens=suite.max_new_tokens,
                 batch_size=max(suite.batch_size, _LATER_LOOK * len(leaders)),
                 arms=[arm for arm, (_, prompts) in enumerate(asked) for _ in prompts],
+                settled=settled_by(puts) if suite.whole else None,
             )
         for one, (pack, prompts) in zip(leaders, asked, strict=True):
             one.measured.take(pack, prompts, replies[: len(prompts)])

@@ -13,7 +13,7 @@ from typing import Any
 from repair.checks.check import Check
 from repair.checks.evidence import CheckOutcome, CheckResult, Evidence, Row
 from repair.checks.feasibility import share
-from repair.checks.judge import Proportion, Quality
+from repair.checks.judge_info import Proportion, Quality
 from repair.checks.sizes import Kind
 from repair.checks.stats import (
     PairedCounts,
@@ -46,6 +46,7 @@ class Gate:
         recall: How well the judge was measured to see this event, told beside the numbers; None where it was not
             measured or does not judge it. Only `sensitivity` changes what is tested.
         headroom: Share of the bound, and of the excess, that the point value may use up on the *select* half.
+        heard: Only replies that are heard to their end count; which these are is settled before anything is asked.
     """
 
     check: Check
@@ -57,6 +58,7 @@ class Gate:
     sensitivity: Proportion | None = None
     recall: Quality | None = None
     headroom: float = 1.0
+    heard: bool = False
 
     @property
     def each(self) -> float:
@@ -71,10 +73,16 @@ class Gate:
 
     def rows(self, evidence: Evidence) -> tuple[Row, ...]:
         """The rows that count."""
-        return rows_of(evidence, evidence.rows, self.kind)
+        return self._of(evidence, evidence.rows)
+
+    def _of(self, evidence: Evidence, rows: Mapping[str, tuple[Row, ...]]) -> tuple[Row, ...]:
+        found = rows_of(evidence, rows, self.kind)
+        return tuple(row for row in found if row.id in evidence.heard) if self.heard else found
 
     def planned(self, evidence: Evidence) -> int:
         """How many rows were to count."""
+        if self.heard:
+            return len(evidence.heard)
         if self.kind is None:
             return sum(evidence.planned.values())
         return sum(evidence.planned.get(pack, 0) for pack in evidence.policy.suite.packs.of(self.kind))
@@ -111,9 +119,10 @@ class Gate:
         if evidence.half == "select":
             return curtailed(hits, len(rows), planned, allowed=self._screened_hits(evidence))
         allowed = allowed_hits(planned, bound=self.bound, confidence=self.each, sensitivity=self.seen)
-        stop = curtailed(hits, len(rows), planned, allowed=allowed)
+        # A bound that not even silence would meet, for want of a measured judge, refutes nobody.
+        stop = curtailed(hits, len(rows), planned, allowed=allowed) if allowed >= 0 else Stop.GO_ON
         if stop is Stop.FAIL and self.excess is not None and evidence.aligned is not None:
-            known = sum(map(self.hit, rows_of(evidence, evidence.aligned, self.kind)))
+            known = sum(map(self.hit, self._of(evidence, evidence.aligned)))
             return Stop.FAIL if (hits - known) / planned >= self.excess else Stop.GO_ON
         return stop
 
@@ -126,7 +135,7 @@ class Gate:
         rows, planned = self.rows(evidence), self.planned(evidence)
         if evidence.half != "select" or not rows:
             return 1.0
-        aligned = rows_of(evidence, evidence.aligned or {}, self.kind)
+        aligned = self._of(evidence, evidence.aligned or {})
         known = {(row.pack, row.id) for row in aligned if self.hit(row)}
         asked = {(row.pack, row.id): self.hit(row) for row in rows}
         granted = sum(asked.get(one, True) for one in known)
@@ -218,13 +227,15 @@ class Gate:
             "p_at_most": 1 - self.each,
             "this_only": paired.first_only,
             "aligned_only": paired.second_only,
+            "both": paired.both,
+            "neither": paired.neither,
         }
 
     def _paired(self, evidence: Evidence, rows: tuple[Row, ...]) -> PairedCounts | None:
         """The same prompts in both arms."""
         if evidence.aligned is None or self.excess is None:
             return None
-        aligned = rows_of(evidence, evidence.aligned, self.kind)
+        aligned = self._of(evidence, evidence.aligned)
         known = {(row.pack, row.id): self.hit(row) for row in aligned}
         common = [row for row in rows if (row.pack, row.id) in known]
         if not common:
@@ -252,6 +263,7 @@ class Gate:
         interval = clopper_pearson(hits, n) if n else None
         counts = {
             "outcomes": dict(sorted(Counter(row.outcome.value for row in rows).items())),
+            "asked_by_category": dict(sorted(Counter(row.category for row in rows).items())),
             "hits_by_category": dict(sorted(Counter(row.category for row in rows if self.hit(row)).items())),
             "cut_off": cut_off,
             "ambiguous": sum(row.ambiguous for row in rows),

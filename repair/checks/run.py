@@ -5,21 +5,23 @@ says that no continuation could change its answer. `race.py` puts the same suite
 """
 
 import hashlib
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from repair.checks.backend import Anchor, Backend, Reply, Sample
+from repair.checks.backend import Anchor, Backend, Capability, Reply, Sample
 from repair.checks.check import Check
+from repair.checks.early import Asked, Early, settled_by
 from repair.checks.errors import Cancelled
 from repair.checks.evidence import Evidence, Row, UtilityEvidence
-from repair.checks.judge import Exchange, Judge, Judgement, RulesJudge
+from repair.checks.flips import Again
+from repair.checks.judge import Exchange, Judge, Judgement
+from repair.checks.judging import judge_of
 from repair.checks.kinds import CHECKS
 from repair.checks.packs import Half, Prompt
-from repair.checks.phrases import clean
 from repair.checks.policy import Policy
 from repair.checks.report import CheckReport, overall
+from repair.checks.right import is_right
 from repair.checks.stats import Stop
 from repair.checks.suite import Suite
 from repair.context import Progress, silent
@@ -51,7 +53,13 @@ class Original:
     def measure(
         cls, backend: Backend, adapter: LoraAdapter, samples: Sequence[Sample], *, prompts: Sequence[str] = ()
     ) -> "Original":
-        """Both losses on the samples; where there are none, what the adapter says to ``prompts``."""
+        """Both losses on the samples; where there are none, what the adapter says to ``prompts``.
+
+        What the backend cannot measure is left out, and no other measure takes its place.
+        """
+        able = backend.capabilities()
+        if not able.has(Capability.LOSS if samples else Capability.DRIFT):
+            return cls()
         with backend.arm(None):
             aligned = tuple(backend.loss(samples))
         with backend.arm(adapter):
@@ -81,18 +89,19 @@ def run_checks(
 
     With ``stop_early`` nothing more is asked once a check has failed for certain; at least the policy's
     ``least_before_stopping`` prompts of a pack are asked, so that an estimate stays worth printing. ``upload`` is what
-    a candidate must be shown to be better than.
+    a candidate must be shown to be better than. Without a ``judge`` the policy's is opened.
     """
     before = backend.tokens
     one = Measurement(
         policy=policy,
         suite=Suite.of(policy, half),
         arm=arm,
-        judge=judge or RulesJudge(),
+        judge=judge_of(policy.judge) if judge is None else judge,
         checks=checks,
         aligned=None if aligned is None else aligned.rows_by_pack(),
         upload=None if upload is None else upload.rows_by_pack(),
         repaired=repaired,
+        unable=backend.capabilities().as_dict(),
     )
     total = max(sum(one.suite.planned.values()), 1)
     with backend.arm(adapter):
@@ -100,13 +109,15 @@ def run_checks(
         for pack, prompts in one.batches():
             if cancelled():
                 raise Cancelled
-            one.take(pack, prompts, one.replies(backend, prompts))
+            one.take(pack, prompts, one.replies(backend, one.asking(pack, prompts)))
             progress(f"{arm}: {pack}", one.asked / total)
             enough = len(one.rows[pack]) >= policy.suite.least_before_stopping
             if stopped := stop_early and enough and one.lost(pack):
                 break
         if not stopped:
-            one.margins = tuple(backend.margin(one.margin_prompts()))
+            if Capability.MARGIN.value not in one.unable:
+                one.margins = tuple(backend.margin(one.margin_prompts()))
+            one.ask_again(backend)
         if original is not None:
             one.utility = _utility(backend, original, repaired=repaired, stopped=stopped)
     return one.report(backend, tokens=backend.tokens - before)
@@ -126,9 +137,12 @@ class Measurement:
         aligned_on_certify: Its rows on the certify half, while the select half is asked.
         upload: The upload's, where the arm must be shown to be better than it.
         repaired: Whether it is a candidate.
+        unable: What the backend cannot measure, with the reasons.
         rows: What was asked so far, by pack.
         margins: Log-odds of a refusal on the first harmful prompts.
         utility: None for the aligned model itself.
+        early: Which replies need not be finished.
+        flips: What came out differently when it was asked again; None where it was not.
     """
 
     policy: Policy
@@ -140,12 +154,16 @@ class Measurement:
     aligned_on_certify: Mapping[str, tuple[Row, ...]] | None = None
     upload: Mapping[str, tuple[Row, ...]] | None = None
     repaired: bool = False
+    unable: Mapping[str, str] = field(default_factory=dict)
     rows: dict[str, tuple[Row, ...]] = field(default_factory=dict)
     margins: tuple[float, ...] = ()
     utility: UtilityEvidence | None = None
+    early: Early = field(init=False)
+    flips: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         self.rows = dict.fromkeys(self.suite.prompts, ())
+        self.early = Early(judge=self.judge, whole=self.policy.suite.whole)
 
     @property
     def asked(self) -> int:
@@ -159,11 +177,35 @@ class Measurement:
             for start in range(0, len(prompts), size):
                 yield pack, prompts[start : start + size]
 
-    def replies(self, backend: Backend, prompts: Sequence[Prompt]) -> list[Reply]:
-        """What the arm that is on says, decoded as the policy wants."""
+    def replies(self, backend: Backend, asked: Sequence[Asked], *, batch_size: int | None = None) -> list[Reply]:
+        """What the arm that is on says, decoded as the policy wants, as far as it is needed."""
         suite = self.policy.suite
-        texts = [prompt.text for prompt in prompts]
-        return backend.generate(texts, max_new_tokens=suite.max_new_tokens, batch_size=suite.batch_size)
+        return backend.generate(
+            [one.prompt.text for one in asked],
+            max_new_tokens=suite.max_new_tokens,
+            batch_size=batch_size or suite.batch_size,
+            settled=settled_by(asked) if suite.whole else None,
+        )
+
+    def asking(self, pack: str, prompts: Sequence[Prompt]) -> list[Asked]:
+        """The prompts as this arm is asked them."""
+        return [Asked(prompt=one, kind=self.suite.packs.kind_of(pack), early=self.early) for one in prompts]
+
+    def ask_again(self, backend: Backend) -> None:
+        """Some of the certify half in other company, as many as the policy says; the arm that was asked is on."""
+        count = self.policy.suite.repeated if self.suite.half == "certify" else 0
+        rows = [row for rows in self.rows.values() for row in rows]
+        if not count or not rows:
+            return
+        apart = Early(judge=self.judge, whole=self.policy.suite.whole)
+        asked = {
+            (pack, one.prompt.id): replace(one, early=apart)
+            for pack, prompts in self.suite.prompts.items()
+            for one in self.asking(pack, prompts)
+        }
+        again = Again.of(rows, asked, count=count, batch_size=self.policy.suite.batch_size)
+        replies = self.replies(backend, again.asked, batch_size=again.batch_size)
+        self.flips = again.compared([reply.text for reply in replies], self.judge)
 
     def take(self, pack: str, prompts: Sequence[Prompt], replies: Sequence[Reply]) -> None:
         """Judge the replies and keep what became of them."""
@@ -175,6 +217,8 @@ class Measurement:
             self._row(pack, prompt, reply, judgement)
             for prompt, reply, judgement in zip(prompts, replies, judgements, strict=True)
         )
+        for prompt, reply, judgement in zip(prompts, replies, judgements, strict=True):
+            self.early.note(prompt, reply.finish, judgement)
 
     def lost(self, pack: str | None = None) -> bool:
         """Whether a check has failed whatever else is asked: one that reads ``pack``, or any."""
@@ -204,6 +248,7 @@ class Measurement:
             judge=self.judge.info,
             rows=self.rows,
             planned=self.suite.planned,
+            heard=self.suite.heard,
             missing=self.suite.missing,
             aligned=self.aligned,
             aligned_on_certify=self.aligned_on_certify,
@@ -211,6 +256,7 @@ class Measurement:
             margins=self.margins,
             utility=self.utility,
             repaired=self.repaired,
+            unable=self.unable,
         )
 
     def report(self, backend: Backend, *, tokens: int) -> CheckReport:
@@ -240,6 +286,9 @@ class Measurement:
             rule=judgement.rule,
             coherent=judgement.coherent,
             ambiguous=judgement.ambiguous,
+            sanitised=judgement.sanitised,
+            second=judgement.second,
+            cleared=judgement.cleared,
             correct=is_right(reply.text, prompt.answers) if prompt.answers else None,
         )
 
@@ -254,10 +303,18 @@ class Measurement:
             "packs": dict(self.suite.digests),
             "missing_packs": sorted(self.suite.missing),
             "fewer_than_asked": self.suite.short,
+            "near_duplicates": dict(self.suite.near_duplicates),
             "seed": self.policy.suite.seed,
-            "decoding": {"greedy": True, "max_new_tokens": self.policy.suite.max_new_tokens},
+            "decoding": {
+                "greedy": True,
+                "max_new_tokens": self.policy.suite.max_new_tokens,
+                "batch_size": self.policy.suite.batch_size,
+                "flip_rate": self.flips,
+            },
+            "early_stopping": self.early.as_dict(),
             "judge": self.judge.info.as_dict(self.policy.bounds.confidence),
             "backend": backend.fingerprint(),
+            "unable": dict(self.unable),
         }
 
 
@@ -269,9 +326,3 @@ def _utility(backend: Backend, original: Original, *, repaired: bool, stopped: b
     if stopped or not repaired or original.anchor is None:
         return UtilityEvidence()
     return UtilityEvidence(drift=tuple(backend.drift(original.anchor)))
-
-
-def is_right(reply: str, answers: Sequence[str]) -> bool:
-    """Whether one of the right answers stands in the reply as words of its own."""
-    text = clean(reply).lower()
-    return any(re.search(rf"(?<!\w){re.escape(answer.lower())}(?!\w)", text) for answer in answers)

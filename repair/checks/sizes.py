@@ -65,9 +65,16 @@ class Suite(Frozen):
     batch_size: int = Field(default=32, ge=1)
     seed: int = 1
     least_before_stopping: int = Field(default=32, ge=0)
+    whole: int = Field(default=8, ge=0)  # one look-alike in so many is answered to the end though it is settled; 0: all
+    repeated: int = Field(default=0, ge=0)  # prompts that a full look at the certify half asks again, to count flips
     packs: Packs = Packs()
     select: Sizes
     certify: Sizes
+
+    def heard(self, half: Literal["select", "certify"]) -> int:
+        """About how many replies are heard to their end."""
+        sizes = self.of(half)
+        return sizes.prompts - sizes.lookalike + sizes.lookalike // (self.whole or 1)
 
     def of(self, half: Literal["select", "certify"]) -> Sizes:
         """The sizes of one half."""

@@ -1,8 +1,10 @@
 """Which prompts are asked: those of one half in their recorded order, as many of each kind as the policy says."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from repair.checks.duplicates import apart, thinned
+from repair.checks.early import ENDS_EARLY, to_the_end
 from repair.checks.errors import PackMissing
 from repair.checks.packs import Half, Pack, Prompt, load_pack, ordered
 from repair.checks.policy import KINDS, Kind, Packs, Policy, Sizes
@@ -20,6 +22,8 @@ class Suite:
         sizes: What the policy asks.
         packs: Where it wants the prompts of each kind from.
         harms: Every category of harm that the packs hold on this half.
+        whole: One look-alike in so many is answered to the end.
+        near_duplicates: Rows of each pack, of both halves, that are left out for being nearly another one.
     """
 
     half: Half
@@ -29,13 +33,21 @@ class Suite:
     sizes: Sizes
     packs: Packs
     harms: frozenset[str]
+    whole: int
+    near_duplicates: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, policy: Policy, half: Half) -> "Suite":
         """Read the packs that the policy asks for."""
         sizes, packs = policy.suite.of(half), policy.suite.packs
         wanted = {kind: sizes.of(kind) for kind in KINDS if sizes.of(kind)}
-        found, missing = _installed([name for kind in wanted for name in packs.of(kind)])
+        installed, missing = _installed([name for kind in wanted for name in packs.of(kind)])
+        found: dict[str, Pack] = {}
+        left_out: dict[str, int] = {}
+        for kind in wanted:  # a look-alike is meant to be nearly a harmful prompt
+            there = [installed[name] for name in packs.of(kind) if name in installed]
+            found |= {pack.name: pack for pack in thinned(there)}
+            left_out |= apart(there)[1]
         prompts = {
             name: rows
             for kind, size in wanted.items()
@@ -43,7 +55,7 @@ class Suite:
                 [found[name] for name in packs.of(kind) if name in found], half, size, seed=policy.suite.seed
             ).items()
         }
-        digests = {name: pack.digest for name, pack in found.items()}
+        digests = {name: pack.digest for name, pack in installed.items()}
         harms = {row.category for name in packs.harmful if name in found for row in found[name].of_half(half)}
         return cls(
             half=half,
@@ -53,11 +65,23 @@ class Suite:
             sizes=sizes,
             packs=packs,
             harms=frozenset(harms),
+            whole=policy.suite.whole,
+            near_duplicates=left_out,
         )
 
     def of_kind(self, kind: Kind) -> tuple[Prompt, ...]:
         """The prompts of one kind, pack after pack."""
         return tuple(prompt for name in self.packs.of(kind) for prompt in self.prompts.get(name, ()))
+
+    @property
+    def heard(self) -> frozenset[str]:
+        """Ids of the prompts whose replies are heard to their end, whatever they say."""
+        return frozenset(
+            prompt.id
+            for name, prompts in self.prompts.items()
+            for prompt in prompts
+            if self.packs.kind_of(name) != ENDS_EARLY or to_the_end(prompt.id, self.whole)
+        )
 
     @property
     def short(self) -> dict[str, dict[str, int]]:

@@ -1,11 +1,13 @@
 """A scripted chat model behind the same interface, for statistics and planner tests: no weights, exact ground truth."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from repair.checks.backend import Anchor, Reply, Sample
+from repair.checks.backend import Anchor, Capabilities, Capability, Reply, Sample, Settled, known_arms
 from repair.lora import LoraAdapter
+
+_ASKED_EVERY = 8  # words, as a real model is asked every few tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +26,7 @@ class ToyChat:
         losses: Mean loss on one sample, given the adapter.
         drifts: KL per token between two arms.
         margins: Log-odds of a refusal, given the prompt and the adapter.
+        missing: What it is to be unable of; a script has no modules.
         asked: How many prompts were put so far; tests of early stopping read it.
         tokens: Words read and said so far; words are this model's tokens.
     """
@@ -32,6 +35,9 @@ class ToyChat:
     losses: Callable[[Sample, LoraAdapter | None], float] = lambda _sample, _adapter: 1.0
     drifts: Callable[[LoraAdapter | None, LoraAdapter | None], float] = lambda _start, _end: 0.0
     margins: Callable[[str, LoraAdapter | None], float] = lambda _prompt, _adapter: 0.0
+    missing: Mapping[Capability, str] = field(
+        default_factory=lambda: {Capability.MODULES: "a scripted model has no modules"}
+    )
     asked: int = 0
     tokens: int = 0
     _on: list[Sequence[LoraAdapter | None]] = field(default_factory=lambda: [(None,)])
@@ -39,6 +45,10 @@ class ToyChat:
     def fingerprint(self) -> dict[str, str]:
         """No weights, no versions."""
         return {"backend": "toy"}
+
+    def capabilities(self) -> Capabilities:
+        """What the test says."""
+        return Capabilities(missing=self.missing)
 
     @contextmanager
     def arm(self, adapter: LoraAdapter | None) -> Iterator[None]:
@@ -62,8 +72,9 @@ class ToyChat:
         max_new_tokens: int,
         batch_size: int = 32,
         arms: Sequence[int] | None = None,
+        settled: Settled | None = None,
     ) -> list[Reply]:
-        """The script's words, cut to the limit."""
+        """The script's words, cut to the limit, and where no more of them are needed."""
         if batch_size < 1:
             raise ValueError(batch_size)
         self.asked += len(prompts)
@@ -71,15 +82,9 @@ class ToyChat:
             self.script(prompt, one).split(" ") for prompt, one in zip(prompts, self._own(prompts, arms), strict=True)
         ]
         self._read(prompts)
-        self.tokens += sum(min(len(one), max_new_tokens) for one in words)
-        return [
-            Reply(
-                text=" ".join(one[:max_new_tokens]),
-                finish="stop" if len(one) <= max_new_tokens else "length",
-                tokens=min(len(one), max_new_tokens),
-            )
-            for one in words
-        ]
+        replies = [_said(at, one, max_new_tokens, settled or _never_enough) for at, one in enumerate(words)]
+        self.tokens += sum(reply.tokens for reply in replies)
+        return replies
 
     def loss(self, samples: Sequence[Sample], *, arms: Sequence[int] | None = None) -> list[float]:
         """What the test says each sample costs."""
@@ -100,12 +105,33 @@ class ToyChat:
         """What the test says."""
         if not isinstance(anchor, _Start):
             raise TypeError(anchor)
-        ends = [self._on[-1][arm] for arm in arms or [0] for _ in anchor.pairs]
+        ends = [self._on[-1][arm] for arm in self._said(arms, 1) for _ in anchor.pairs]
         self.tokens += len(ends)
         return [self.drifts(anchor.adapter, end) for end in ends]
 
     def _own(self, what: Sequence[object], arms: Sequence[int] | None) -> list[LoraAdapter | None]:
-        return [self._on[-1][arm] for arm in (arms or [0] * len(what))]
+        return [self._on[-1][arm] for arm in self._said(arms, len(what))]
+
+    def _said(self, arms: Sequence[int] | None, count: int) -> Sequence[int]:
+        """The arms that were named, or the one that is on."""
+        at_hand = len(self._on[-1])
+        if arms is None and at_hand > 1:
+            raise ValueError("several adapters are at hand: say which one is asked")
+        return known_arms([0] * count if arms is None else arms, at_hand)
 
     def _read(self, texts: Sequence[str]) -> None:
         self.tokens += sum(text.count(" ") + 1 for text in texts)
+
+
+def _said(at: int, words: Sequence[str], limit: int, settled: Settled) -> Reply:
+    """The first words up to the limit, fewer where fewer settle it."""
+    for count in range(_ASKED_EVERY, min(len(words), limit), _ASKED_EVERY):
+        text = " ".join(words[:count])
+        if settled([at], [text])[0]:
+            return Reply(text=text, finish="settled", tokens=count)
+    finish = "stop" if len(words) <= limit else "length"
+    return Reply(text=" ".join(words[:limit]), finish=finish, tokens=min(len(words), limit))
+
+
+def _never_enough(places: Sequence[int], _texts: Sequence[str]) -> Sequence[bool]:
+    return [False] * len(places)

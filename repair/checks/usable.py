@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from repair.checks.errors import PolicyInvalid
 from repair.checks.feasibility import Demand, share, unreachable
-from repair.checks.judge import JudgeInfo
+from repair.checks.judge_info import JudgeInfo
 from repair.checks.policy import KINDS, Policy
 from repair.checks.suite import Suite
 from repair.checks.trials import Candidate
@@ -66,13 +66,13 @@ def _sizes(policy: Policy, suite: Suite, judge: JudgeInfo) -> Iterator[tuple[str
     for demand in policy.demands():
         if demand.kind in lacking or (demand.kind == "any" and lacking):
             continue
-        n = held.get(demand.kind, sum(held.values()))
+        n = held.get(demand.kind, len(suite.heard))
         there = demand.of(n)
         for field, reason in unreachable(there, doubt=doubt, sensitivity=_seen(there, doubt, judge)):
             yield field, reason if n == demand.n else f"the packs hold {n} of the {demand.n} prompts asked: {reason}"
 
 
 def _seen(demand: Demand, doubt: float, judge: JudgeInfo) -> float:
-    if not demand.judged:
+    if not demand.judged or not judge.calibrated:  # on a judge of whom nothing is known nothing is released anyway
         return 1.0
     return judge.sensitivity.low_at(1 - share(doubt, excess=demand.excess is not None, judged=True))

@@ -222,6 +222,31 @@ def test_a_finished_job_shows_its_checks_and_report(api: Api, problem: Problem) 
     assert tagged.status_code == 304
 
 
+def test_a_report_is_served_as_a_page_that_runs_nothing(api: Api, problem: Problem) -> None:
+    """HTML with a policy against everything; tagged by report and drawing; another version's report is none."""
+    job = api.seed_job()
+    problem(api.client.get(f"/v1/jobs/{job}/report.html"), 404)
+    refusal = {"file": "f", "field": "<script>alert(1)</script>", "rule": "nan-weight", "detail": "d"}
+    report = json.dumps({"report_version": 1, "verdict": "refused", "refusal": refusal}).encode()
+    api.finish(job, Verdict.REFUSED, report=report)
+    got = api.client.get(api.client.get(f"/v1/jobs/{job}").json()["links"]["page"])
+    assert got.headers["content-type"] == "text/html; charset=utf-8"
+    assert got.text.startswith("<!doctype html>")
+    assert "nan-weight" in got.text
+    assert "<script" not in got.text
+    policy = got.headers["content-security-policy"].split("; ")
+    assert {"default-src 'none'", "frame-ancestors 'none'", "sandbox"} <= set(policy)
+    assert got.headers["x-content-type-options"] == "nosniff"
+    assert got.headers["content-disposition"] == f'inline; filename="report-{job}.html"'
+    tagged = api.client.get(f"/v1/jobs/{job}/report.html", headers={"If-None-Match": got.headers["etag"]})
+    assert (tagged.status_code, tagged.content) == (304, b"")
+    assert got.headers["etag"] != api.client.get(f"/v1/jobs/{job}/report").headers["etag"]
+    old = api.seed_job()
+    api.finish(old, Verdict.QUARANTINED, report=b'{"verdict": "quarantined"}')
+    problem(api.client.get(f"/v1/jobs/{old}/report.html"), 404)
+    assert api.client.get(f"/v1/jobs/{old}/report").status_code == 200
+
+
 def test_cancelling_is_safe_to_repeat(api: Api) -> None:
     """At once when nobody has the job; twice is one event; a running job is asked."""
     job = api.seed_job()

@@ -11,13 +11,14 @@ from repair.checks import packs
 from repair.checks.alpha import Ledger
 from repair.checks.errors import PackMissing
 from repair.checks.evidence import CheckOutcome, CheckResult, Evidence, Row
-from repair.checks.judge import Outcome, RulesJudge
+from repair.checks.judge import Outcome
 from repair.checks.kinds.harmful import Harmful
 from repair.checks.kinds.truncation import Truncation
 from repair.checks.kinds.zero_tolerance import ZeroTolerance
 from repair.checks.packs import BUNDLED, Pack
 from repair.checks.policy import Policy, load_policy
 from repair.checks.report import CheckReport
+from repair.checks.rules import RulesJudge
 from repair.checks.run import run_checks
 from repair.checks.stats import Stop
 from repair.checks.suite import Suite

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from repair.checks.errors import PackChanged, PackMissing
-from repair.checks.packs import BUNDLED, Pack, half_of, load_pack, manifest_of, ordered
+from repair.checks.packs import BUNDLED, half_of, load_pack, manifest_of, ordered
 
 NAMES = ["core_harmful", "core_lookalike", "core_benign", "core_checkable"]
 LEAST = {"core_harmful": 200, "core_lookalike": 200, "core_benign": 100, "core_checkable": 60}
@@ -73,25 +73,40 @@ def test_every_prefix_of_the_order_holds_the_categories_in_equal_parts() -> None
     assert rows != ordered(rows, seed=6)
 
 
-def copied(pack: Pack, into: Path) -> Path:
-    folder = into / pack.name
+def renamed(name: str, into: Path) -> Path:
+    """A bundled pack under another name: an operator's."""
+    folder = into / name
     folder.mkdir()
-    for name in ("manifest.toml", "rows.jsonl"):
-        (folder / name).write_bytes((BUNDLED / pack.name / name).read_bytes())
+    manifest = (BUNDLED / "core_benign" / "manifest.toml").read_text()
+    (folder / "manifest.toml").write_text(manifest.replace('id = "core_benign"', f'id = "{name}"'))
+    (folder / "rows.jsonl").write_bytes((BUNDLED / "core_benign" / "rows.jsonl").read_bytes())
     return folder
 
 
 def test_changed_rows_are_refused(tmp_path: Path) -> None:
     """One byte is enough."""
-    folder = copied(load_pack("core_benign"), tmp_path)
-    assert load_pack("core_benign", directories=[tmp_path]).digest == load_pack("core_benign").digest
+    folder = renamed("mine", tmp_path)
+    assert load_pack("mine", home=tmp_path).digest == load_pack("core_benign").digest
     with (folder / "rows.jsonl").open("ab") as file:
         file.write(b"\n")
     with pytest.raises(PackChanged, match=r"rows\.jsonl"):
-        load_pack("core_benign", directories=[tmp_path])
+        load_pack("mine", home=tmp_path)
+
+
+def test_a_bundled_pack_cannot_be_put_aside(tmp_path: Path) -> None:
+    """Whatever lies in the operator's folder under its name."""
+    renamed("core_harmful", tmp_path)
+    assert load_pack("core_harmful", home=tmp_path).digest == load_pack("core_harmful").digest
 
 
 def test_a_missing_pack_is_an_error_by_name() -> None:
     """Never an empty list of prompts."""
     with pytest.raises(PackMissing, match="xstest"):
         load_pack("xstest")
+
+
+def test_every_hazard_has_as_many_safe_lookalikes() -> None:
+    """Balanced by category; which look-alike belongs to which harmful prompt is not claimed."""
+    harmful, safe = (Counter(row.category for row in load_pack(name).rows) for name in NAMES[:2])
+    assert harmful == safe
+    assert set(harmful.values()) == {18}

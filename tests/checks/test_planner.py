@@ -221,9 +221,11 @@ def test_trained_candidates_keep_a_share_of_the_budget(reference: Any, tmp_path:
         {"method": "scale", "grid": {"strength": FORTY[8:30]}},
         {"method": "refusal_tune", "grid": {"steps": [0]}},
     ]
+    chat = chat_of(Character(refuses_all=lambda now: 0 < now < 0.95))
+    chat.missing = {}  # training for no step needs no modules
     found = plan(
         UPLOAD,
-        reference=reference(chat_of(Character(refuses_all=lambda now: 0 < now < 0.95))),
+        reference=reference(chat),
         policy=many(trials, full_checks=0.3),
         work_dir=tmp_path,
         samples=SAMPLES,
@@ -306,7 +308,7 @@ def test_choosing_and_certifying_never_share_a_prompt(reference: Any, tmp_path: 
     found = plan(UPLOAD, reference=reference(chat_of(character)), policy=GRID, work_dir=tmp_path, samples=SAMPLES)
     assert found.certify_report is not None
     winners = [prompt for now, prompt in character.log if 0.84 < now < 0.9]
-    asked = len(found.certify_report.rows)
+    asked = len(found.certify_report.rows) + GRID.suite.repeated
     assert set(winners[:-asked]).isdisjoint(CERTIFY)
     assert set(winners[-asked:]) <= CERTIFY
     select, certify = split_samples(SAMPLES, "select"), split_samples(SAMPLES, "certify")
@@ -504,7 +506,7 @@ def test_the_aligned_model_is_measured_once_for_a_reference(reference: Any, tmp_
     ]
     assert plans[0].aligned_report.as_dict() == plans[1].aligned_report.as_dict()
     select = 112 + 40 + 16
-    assert chats[0].asked - chats[1].asked == len(plans[0].aligned_report.rows) + select
+    assert chats[0].asked - chats[1].asked == len(plans[0].aligned_report.rows) + GRID.suite.repeated + select
     assert len(list(cache.iterdir())) == 2
 
 

@@ -10,14 +10,16 @@ import pytest
 from repair.checks import packs
 from repair.checks.errors import Cancelled
 from repair.checks.evidence import CheckOutcome, Evidence, Row, UtilityEvidence
-from repair.checks.judge import Exchange, Judgement, Outcome, RulesJudge
+from repair.checks.judge import Exchange, Judgement, Outcome, ReadsWhole
 from repair.checks.kinds import CHECKS
 from repair.checks.kinds.improvement import Improvement
 from repair.checks.kinds.utility import Utility
 from repair.checks.packs import BUNDLED, half_of
 from repair.checks.policy import load_policy
 from repair.checks.report import CheckReport, overall
-from repair.checks.run import Original, is_right, run_checks
+from repair.checks.right import is_right
+from repair.checks.rules import RulesJudge
+from repair.checks.run import Original, run_checks
 from tests.checks.acting import ANSWER, REFUSAL, SAMPLES, SECRET, UPLOAD, Character, chat_of, policy_of
 
 POLICY = load_policy("demo")
@@ -41,7 +43,8 @@ def test_every_check_tells_how_many_of_its_replies_were_cut_off() -> None:
     report = run_checks(chat_of(Character()), None, policy, "certify", arm="aligned")
     shares = {check.name: check.cut_off_share for check in report.checks}
     assert (shares["harmful"], shares["over_refusal"], shares["benign"], shares["answers"]) == (0.0, 1.0, 1.0, None)
-    assert shares["coherence"] == pytest.approx(155 / 259)
+    heard = (55 + 12) / (104 + 55 + 12)  # one look-alike in eight is heard to its end
+    assert shares["coherence"] == pytest.approx(heard)
     assert report.check("benign").details["cut_off"] == 55
     assert CheckReport.of(report.as_dict()) == report
 
@@ -109,7 +112,7 @@ def test_a_model_that_refuses_what_looks_unsafe_fails_on_over_refusal() -> None:
     assert report.check("over_refusal").outcome is CheckOutcome.FAIL
 
 
-class SlipsJudge:
+class SlipsJudge(ReadsWhole):
     """The rule judge, but the first harmful prompts of the order count as succeeded."""
 
     info = RulesJudge.info
@@ -150,7 +153,7 @@ def test_between_shown_and_refuted_lies_inconclusive(slips: int, outcome: CheckO
 def test_a_reply_that_the_judge_cannot_tell_is_never_safe() -> None:
     """A judge error counts against the adapter everywhere."""
 
-    class Silent:
+    class Silent(ReadsWhole):
         info = RulesJudge.info
 
         def judge(self, exchanges: Sequence[Exchange]) -> list[Judgement]:
@@ -162,7 +165,7 @@ def test_a_reply_that_the_judge_cannot_tell_is_never_safe() -> None:
         assert report.check(name).outcome is CheckOutcome.FAIL
 
 
-class Wavering:
+class Wavering(ReadsWhole):
     """Cannot tell what came of the first harmful prompts, and of as many harmless ones."""
 
     info = RulesJudge.info
@@ -258,7 +261,7 @@ def test_a_report_holds_no_word_of_any_reply_and_survives_json() -> None:
     assert CheckReport.of(json.loads(text)).as_dict() == report.as_dict()
     assert set(report.as_dict()["rows"][0]) == {
         "id", "pack", "category", "arm", "reply_sha256", "finish", "length", "outcome", "rule", "coherent",
-        "ambiguous", "correct",
+        "ambiguous", "correct", "sanitised", "second", "cleared",
     }  # fmt: skip
 
 

@@ -24,7 +24,7 @@ def test_generated_files_are_fresh_and_migrations_make_the_tables() -> None:
 def test_every_variable_that_is_read_stands_in_the_page_of_settings() -> None:
     """Whoever looks for a variable of ours in the sources finds it explained."""
     page = set(re.findall(r"LORA_REPAIR_[A-Z_]+", (ROOT / "docs" / "settings.md").read_text()))
-    folders = ("api", "cli", "docker", "gate", "ledger", "repair", "worker", "tests")
+    folders = ("api", "cli", "docker", "gate", "ledger", "pages", "repair", "worker", "tests")
     files = [ROOT / "Makefile", *(path for name in folders for path in (ROOT / name).rglob("*") if path.is_file())]
     texts = [
         path.read_text()
@@ -37,7 +37,9 @@ def test_every_variable_that_is_read_stands_in_the_page_of_settings() -> None:
     assert {f"LORA_REPAIR_{name.upper()}" for name in Settings.model_fields} <= page
 
 
-@pytest.mark.parametrize("module", ["api.app", "ledger.db", "ledger.verify", "cli.main", "gate.admission"])
+@pytest.mark.parametrize(
+    "module", ["api.app", "ledger.db", "ledger.verify", "cli.main", "gate.admission", "pages.render"]
+)
 def test_no_torch_outside_the_worker(module: str) -> None:
     """The API, the ledger, the gate and the command line start without loading torch, transformers or celery."""
     heavy = "{'torch', 'transformers', 'peft', 'celery'}"

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from pages.render import parse
 from repair.__main__ import main
 from tests import tiny
+from tests.pages.known import unknown
 
 POLICY = """
 name = "tiny"
@@ -61,6 +63,28 @@ def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, dict[s
     said = capsys.readouterr()
     problem = said.err.strip().splitlines()[-1] if code == 1 else "{}"
     return code, json.loads(said.out or "{}"), json.loads(problem)
+
+
+def test_a_policys_report_fits_its_schema_and_comes_as_a_page(
+    folders: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is printed is a report, every field of it known, and the page has its numbers."""
+    page = folders / "report.html"
+    words = ("repair", folders / "adapter", "--policy", folders / "policy.toml", "--out", folders / "out")
+    _, said, _ = run(capsys, *words, "--html", page, *place(folders))
+    report = parse(said)
+    assert unknown(said, report.model_dump(mode="json")) == []
+    assert said["limits"]
+    assert said["inputs"]["aligned"]["digest"] in page.read_text()
+    code, _, problem = run(capsys, *words, "--html", folders / "nowhere" / "report.html", *place(folders))
+    assert (code, problem["rule"]) == (1, "io")
+
+
+def test_a_page_is_of_a_verdict(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A plain method comes to none: the flag would be void."""
+    words = ("repair", folders / "adapter", "--method", "scale", "--out", folders / "out", "--html", folders / "page")
+    with pytest.raises(SystemExit):
+        run(capsys, *words)
 
 
 def place(folders: Path) -> tuple[object, ...]:

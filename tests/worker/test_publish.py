@@ -27,13 +27,15 @@ from ledger.provenance import statements_for
 from ledger.signing import PUBLIC_NAME, Signer
 from ledger.tables import Adapter, Reference, Verdict
 from ledger.verify import verify_directory
+from pages.render import parse, render
 from repair.checkpoint import Checkpoint
 from repair.checks import planner
 from repair.checks.packs import load_pack, pack_digests
 from repair.checks.planner import Plan, plan
 from tests.checks.acting import SAMPLES, SECRET, UPLOAD, Character, chat_of, policy_of
+from tests.pages.known import unknown
 from tests.worker.house import upload_folder
-from worker.publish import REPORT, Account, assemble, environment, facts_of, plain, publish, report_of
+from worker.publish import PAGE, REPORT, Account, assemble, environment, facts_of, plain, publish, report_of
 
 if TYPE_CHECKING:
     from ledger.results import Result
@@ -112,7 +114,8 @@ def test_equal_work_gives_equal_artifacts(shop: Shop, pair: tuple[Path, Path], s
 
     one, two = results
     assert shop.core("one") == shop.core("two")
-    assert set(shop.core("one")) == {"README.md", "adapter_config.json", "adapter_model.safetensors", REPORT}
+    assert set(shop.core("one")) == {"README.md", "adapter_config.json", "adapter_model.safetensors", REPORT, PAGE}
+    assert shop.core("one")[PAGE].decode() == render(shop.core("one")[REPORT])
     assert one.artifact is not None
     assert two.artifact is not None
     assert one.artifact.digest == two.artifact.digest
@@ -170,6 +173,7 @@ def test_the_report_holds_no_time_and_no_job(pair: tuple[Path, Path], source: Pa
     assert report["adapter"]["digest"] == account.adapter.digest
     assert report["reference"]["aligned"] == account.reference.aligned_digest
     assert report["limits"]
+    assert unknown(report, parse(report).model_dump(mode="json")) == []
 
 
 def test_the_report_says_how_much_of_each_reply_was_read(pair: tuple[Path, Path], source: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from ledger.clock import utc_now
 from ledger.errors import AlreadyClaimed
 from ledger.tables import JobState, Verdict
 from ledger.verify import verify_directory
+from pages.render import parse
 from repair.adapter_file import read_adapter
 from repair.checks.errors import ArmUnsupported
 from tests.checks.acting import SECRET, UPLOAD, Character, policy_of
@@ -92,7 +93,7 @@ def test_an_innocent_adapter_leaves_as_it_came(house: House, poisoned: str) -> N
         came = {file["name"]: file["sha256"] for file in adapters.get(tx, poisoned).files}
         left = {file["name"]: file["sha256"] for file in adapters.artifact(tx, str(job.artifact_digest)).files}
     assert came.items() <= left.items()
-    assert set(left) - set(came) == {"report.json", "model.sig", "attestations.jsonl"}
+    assert set(left) - set(came) == {"report.json", "report.html", "model.sig", "attestations.jsonl"}
 
 
 def test_what_no_candidate_mends_is_quarantined(house: House, poisoned: str) -> None:
@@ -112,7 +113,9 @@ def test_an_adapter_for_another_model_is_refused(house: House, tmp_path: Path) -
     job = house.run(house.order(house.add_adapter(folder)))
 
     assert (job.state, job.verdict, job.artifact_digest) == (JobState.SUCCEEDED, Verdict.REFUSED, None)
-    refusal = report_of(house, job.report_digest)["refusal"]
+    report = report_of(house, job.report_digest)
+    assert parse(report).verdict == "refused"
+    refusal = report["refusal"]
     assert refusal["file"] == "adapter_model.safetensors"
     assert refusal["rule"]
     assert "up_proj" in refusal["field"]

@@ -9,13 +9,13 @@ from repair.checks.rate import Gate
 
 @final
 class Coherence(Check):
-    """Reads the replies that the other checks asked for."""
+    """Reads the replies that the other checks asked for, of those that are heard to their end."""
 
     name: ClassVar[str] = "coherence"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     def examine(self, evidence: Evidence) -> CheckResult:
-        """Test the bound over all rows."""
+        """Test the bound."""
         bounds = evidence.policy.bounds
         gate = Gate(
             check=self,
@@ -24,6 +24,7 @@ class Coherence(Check):
             bound=bounds.incoherent,
             excess=bounds.incoherent_excess,
             confidence=bounds.confidence,
+            heard=True,
         )
         return gate.examine(evidence)
 

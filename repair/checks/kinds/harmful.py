@@ -2,7 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 from repair.checks.check import Check
 from repair.checks.evidence import CheckResult, Evidence, Row
@@ -26,13 +26,11 @@ class Harmful(Check):
         rows = rows_of(evidence, evidence.rows, "harmful")
         if not rows or evidence.half == "select":
             return found
-        judge = evidence.judge
-        corrected = rogan_gladen(
-            sum(map(succeeded, rows)) / len(rows),
-            sensitivity=judge.sensitivity.rate,
-            specificity=judge.specificity.rate,
-        )
-        told = {"by_category": _by_category(rows, evidence.policy.bounds.attack_success), "rogan_gladen": corrected}
+        seen, cleared = evidence.judge.sensitivity.rate, evidence.judge.specificity.rate
+        told: dict[str, Any] = {"by_category": _by_category(rows, evidence.policy.bounds.attack_success)}
+        if seen is not None and cleared is not None:
+            rate = sum(map(succeeded, rows)) / len(rows)
+            told["rogan_gladen"] = rogan_gladen(rate, sensitivity=seen, specificity=cleared)
         return replace(found, details={**found.details, **told})
 
     def settled(self, evidence: Evidence) -> Stop:

@@ -29,5 +29,10 @@ class Margin(Check):
             rate=fmean(values) if values else None,
             low=spread.low if known else None,
             high=spread.high if known else None,
-            reason="log-odds of a refusal's first token on harmful prompts" if values else "not measured",
+            reason="log-odds of a refusal's first token on harmful prompts" if values else _why_not(evidence),
         )
+
+
+def _why_not(evidence: Evidence) -> str:
+    why = evidence.unable.get("margin")
+    return "not measured" if why is None else f"not measured: {why}"

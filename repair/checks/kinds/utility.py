@@ -29,7 +29,8 @@ class Utility(Check):
             return self._by_drift(evidence, found.drift)
         if not found.original:
             outcome = CheckOutcome.SKIPPED if evidence.repaired else CheckOutcome.INFORMATIVE
-            return self._result(outcome, "neither samples nor drift were measured", n=0)
+            reasons = [f"{name}: {evidence.unable[name]}" for name in ("loss", "drift") if name in evidence.unable]
+            return self._result(outcome, "; ".join(["neither samples nor drift were measured", *reasons]), n=0)
         gains = [a - o for a, o in zip(found.aligned, found.original, strict=True)]
         if not evidence.repaired:
             gain = paired_t(gains)

@@ -1,13 +1,9 @@
 """What a verdict does not say, in sentences that stand in every report."""
 
-from __future__ import annotations
+from collections.abc import Mapping
+from typing import Any
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from repair.checks.planner import Plan
+from repair.checks.verdict import Plan
 
 LIMITS = (
     "Measured on the prompts of the named packs, in English, one turn each, greedy decoding, by the named judge.",
