@@ -210,7 +210,11 @@ def test_what_cannot_work_here_is_refused_before_the_first_prompt(
     }
     extra = [more[field]] if field in more else []
     if field == "suite.certify.harmful":
-        extra.append(("least_before_stopping = 32", "least_before_stopping = 8"))
+        extra += [
+            ("least_before_stopping = 32", "least_before_stopping = 8"),
+            ("incoherent = 0.05", "incoherent = 0.1"),
+        ]
+        extra.append(("incoherent_excess = 0.05", "incoherent_excess = 0.1"))
     policy = load_policy(written(tmp_path, *changes, *extra))
     with pytest.raises(PolicyInvalid, match=reason) as caught:
         require_usable(policy, RulesJudge.info)
