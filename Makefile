@@ -10,7 +10,7 @@ DATA ?= .lora-repair
 PACKAGES := gate pages repair endpoints ledger worker api cli migrations
 LINTED := $(PACKAGES) tests bench examples
 
-.PHONY: demo test flow check bench bench-efficacy bench-plots up clean pins generated
+.PHONY: demo test flow check bench bench-efficacy bench-stats bench-plots up clean pins generated
 .DELETE_ON_ERROR:
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -49,6 +49,9 @@ bench: $(INSTALLED)  ## Speed and memory, as ratios against a faithful baseline 
 bench-efficacy: $(INSTALLED)  ## Every method on every adapter of the zoo with the real model: hours, goes on where it stopped
 	$(BIN)/python -m bench.efficacy --data $(DATA)/demo
 	$(BIN)/python -m bench.efficacy.table
+
+bench-stats: $(INSTALLED)  ## How often every interval, test, stopping rule and gate errs, simulated: docs/statistics.md
+	$(BIN)/python -m bench.coverage
 
 bench-plots: $(INSTALLED)  ## Draw the plots of docs/efficacy.md from the committed numbers
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[plot]'

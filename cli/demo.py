@@ -189,8 +189,9 @@ def summary_of(report: dict[str, Any]) -> dict[str, Any]:
 
 def applied(report: dict[str, Any]) -> str | None:
     """The method that won, or the methods, one after the other."""
-    steps = (report.get("parameters") or {}).get("steps")
-    return " +\n".join(step["method"] for step in steps) if steps else report.get("method")
+    if report.get("method") != "compose":
+        return report.get("method")
+    return " +\n".join(step["method"] for step in report["parameters"]["steps"])
 
 
 def checks_of(arm: dict[str, Any] | None) -> dict[str, dict[str, Any]]:

@@ -42,6 +42,11 @@ class Settings(BaseSettings):
         pattern=r"^(auto|cpu|cuda(:\d+)?)$",
         description="What workers compute on: `auto`, `cpu`, `cuda:N`",
     )
+    batch_tokens: int = Field(
+        default=16384,
+        ge=256,
+        description="Positions of a batch while replies are generated: bounds the memory that a measurement takes",
+    )
     max_upload_bytes: int = Field(default=2 << 30, gt=0, description="Size of the largest upload that is let in")
     lease_seconds: float = Field(
         default=30.0, gt=0, description="A worker that says nothing for so long has lost its job"

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from repair import elsewhere
 from repair.judge_parser import add_judge
 from repair.pack_parser import add_packs
 
@@ -73,7 +74,7 @@ def _void(wish: argparse.Namespace) -> Iterator[tuple[str, str]]:
         yield from (
             (flag, "check: it measures the aligned model and the adapter") for flag, value in given.items() if value
         )
-        yield from _void_of_an_endpoint(wish)
+        yield from elsewhere.void(wish)
     if wish.command == "repair" and wish.drop_replacements and wish.replacements is not None:
         yield "--drop-replacements", "--replacements"
     if wish.command == "repair" and wish.basis is None and wish.basis_tolerance is not None:
@@ -99,21 +100,6 @@ def _judge_measured(wish: argparse.Namespace) -> int:
     found = judge_commands.calibrate(wish.rows, wish.wheel, settings, held_out=wish.held_out, out=wish.out)
     print(json.dumps(found) if wish.json else "\n".join(_lines(found)))
     return 0
-
-
-def _void_of_an_endpoint(wish: argparse.Namespace) -> Iterator[tuple[str, str]]:
-    """Flags of `check` that only a served model gives a meaning, or that it takes away."""
-    served = {"--served-model": wish.served_model, "--endpoint-key-env": wish.endpoint_key_env}
-    served |= {"--adapters-dir": wish.adapters_dir, "--requests": wish.requests, "--backend": wish.backend}
-    if wish.endpoint is None:
-        yield from ((flag, "no --endpoint") for flag, value in served.items() if value is not None)
-        return
-    if wish.served_model is None:
-        yield "--endpoint", "no --served-model: the server must be told which model is the aligned one"
-    if wish.device != "auto":
-        yield "--device", "--endpoint: the server has a device of its own"
-    if wish.adapter is None and wish.adapters_dir is not None:
-        yield "--adapters-dir", "no adapter to put there"
 
 
 def _answer(wish: argparse.Namespace) -> "Answer":
@@ -192,21 +178,12 @@ def _measuring_command(wish: argparse.Namespace, place: "Place") -> "Answer":
     if wish.command == "check":
         from repair import measure
 
-        elsewhere = None
-        if wish.endpoint is not None:
-            chosen = {"backend": wish.backend, "requests": wish.requests, "key_variable": wish.endpoint_key_env}
-            elsewhere = measure.Elsewhere(
-                url=wish.endpoint,
-                model=wish.served_model,
-                adapters=wish.adapters_dir,
-                **{name: value for name, value in chosen.items() if value is not None},
-            )
         return measure.check(
             wish.adapter,
             wish.suite,
             place,
             samples=wish.samples,
-            elsewhere=elsewhere,
+            there=elsewhere.Elsewhere.of(wish),
             robustness=wish.robustness,
         )
     from repair.calibration import CalibrationSettings
@@ -313,7 +290,7 @@ def _parser() -> argparse.ArgumentParser:
         help="put harmful requests in other framings as well, and tell: all, or names like prefill,sampled; see "
         "docs/robustness.md",
     )
-    _endpoint(check)
+    elsewhere.add_arguments(check)
     check.set_defaults(basis=None, basis_tolerance=None)
     repair = _add(commands, "repair", "Repair an adapter folder, by one method or by a policy.")
     repair.add_argument("adapter", type=Path)
@@ -359,22 +336,6 @@ def _parser() -> argparse.ArgumentParser:
     merge.add_argument("adapter", type=Path)
     merge.add_argument("out", type=Path)
     return parser
-
-
-def _endpoint(parser: argparse.ArgumentParser) -> None:
-    """A served model instead of one loaded here; `--aligned` still names its folder, for tokenizer and template."""
-    group = parser.add_argument_group("a served model", "asked instead of loading one here; see docs/backends.md")
-    group.add_argument("--endpoint", metavar="URL", help="OpenAI-compatible server, with /v1")
-    group.add_argument("--served-model", metavar="NAME", help="what the aligned model is called there")
-    group.add_argument("--endpoint-key-env", metavar="VAR", help="environment variable that holds the bearer key")
-    group.add_argument(
-        "--adapters-dir",
-        type=Path,
-        metavar="DIR",
-        help="folder that the server sees under the same path; default: a temporary one",
-    )
-    group.add_argument("--requests", type=int, metavar="N", help="how many may be under way at once; default 4")
-    group.add_argument("--backend", metavar="NAME", help="which installed backend speaks to it; default openai")
 
 
 def _calibrate(parser: argparse.ArgumentParser) -> None:

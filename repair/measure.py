@@ -4,11 +4,10 @@ Loads the reference into memory; `commands.py` holds what does without.
 """
 
 import json
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,7 +15,7 @@ from pages.document import REPORT_VERSION
 from repair.adapter_file import copy_adapter, read_adapter
 from repair.checkpoint import Checkpoint
 from repair.checks.backend import Backend, Capability, Sample
-from repair.checks.backends import Served, backend_named, files_of
+from repair.checks.backends import backend_named, files_of
 from repair.checks.errors import CheckError
 from repair.checks.evidence import CheckOutcome
 from repair.checks.judge import Judge
@@ -24,7 +23,8 @@ from repair.checks.judging import judge_of
 from repair.checks.limits import limits_of, limits_of_report
 from repair.checks.planner import Reference, Verdict, plan
 from repair.checks.policy import Policy, load_policy
-from repair.checks.robustness import Answers, ask_framed
+from repair.checks.report import CheckReport
+from repair.checks.robustness import ask_framed
 from repair.checks.robustness_settings import framings_named
 from repair.checks.run import Original, run_checks
 from repair.checks.usable import require_usable
@@ -43,6 +43,7 @@ from repair.commands import (
 )
 from repair.context import RepairContext
 from repair.diagnostics.account import diagnose
+from repair.elsewhere import Elsewhere
 from repair.errors import BadParameters
 from repair.lora import LoraAdapter
 from repair.report import adapter_digests, digests, environment
@@ -53,44 +54,6 @@ CODES: Final = {
     CheckOutcome.FAIL: Exit.REFUSED_BY_POLICY,
     CheckOutcome.INCONCLUSIVE: Exit.INCONCLUSIVE,
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Elsewhere:
-    """A server that is measured instead of a model loaded here; the arguments of `check --endpoint`.
-
-    Attributes:
-        url: Its address.
-        model: The aligned model's name there.
-        key_variable: Environment variable that holds the bearer key; empty for none.
-        adapters: Folder that the server sees as well; None for a temporary one of this machine.
-        requests: How many may be under way at once.
-        backend: Entry point of the group `lora_repair.backends`.
-    """
-
-    url: str
-    model: str
-    key_variable: str = ""
-    adapters: Path | None = None
-    requests: int = 4
-    backend: str = "openai"
-
-    def served(self, reference: Path, files: dict[int, Path]) -> Served:
-        """What a backend is opened with; raises BadParameters for a variable that is not set."""
-        if self.requests < 1:
-            raise BadParameters("at least 1", field="requests")
-        key = os.environ.get(self.key_variable, "") if self.key_variable else ""
-        if self.key_variable and not key:
-            raise BadParameters("the variable is not set, or empty", field=self.key_variable)
-        return Served(
-            reference=reference,
-            url=self.url,
-            model=self.model,
-            key=key,
-            adapters=self.adapters,
-            requests=self.requests,
-            files=files,
-        )
 
 
 def repair_by_policy(adapter: Path, policy_name: str, place: Place, out: Path, *, samples: Path | None) -> Answer:
@@ -157,13 +120,13 @@ def check(
     place: Place,
     *,
     samples: Path | None,
-    elsewhere: Elsewhere | None = None,
+    there: Elsewhere | None = None,
     robustness: str | None = None,
 ) -> Answer:
     """Measure an adapter, or the aligned model alone, against a policy's bounds; nothing is stopped early.
 
-    The model is loaded here, or asked ``elsewhere``. The framings of ``robustness`` are put whatever the rest says;
-    without it those of the policy.
+    The model is loaded here, or asked ``there``. The framings of ``robustness`` are put whatever the rest says; without
+    it those of the policy.
     """
     policy, known = load_policy(suite), _samples(samples)
     if robustness is not None:
@@ -173,14 +136,13 @@ def check(
     uploaded = None if adapter is None else admitted(adapter)
     inputs = {} if adapter is None else {"adapter": adapter_digests(adapter)}
     files = {} if adapter is None or uploaded is None else files_of((uploaded, adapter))
-    with _backend(place, elsewhere, files) as backend:
+    with _backend(place, there, files) as backend:
         able = backend.capabilities()
         if uploaded is not None and not able.has(Capability.ADAPTERS):
             raise CheckError(able.missing[Capability.ADAPTERS], field="endpoint")
         report = run_checks(
             backend, None, policy, "certify", arm="aligned", judge=judge, stop_early=False, progress=place.progress
         )
-        aligned = _framed(backend, None, policy, judge, place)
         if uploaded is not None:
             report = run_checks(
                 backend,
@@ -194,9 +156,7 @@ def check(
                 progress=place.progress,
             )
         if policy.robustness.framings:
-            own = aligned if uploaded is None else _framed(backend, uploaded, policy, judge, place)
-            beside = None if uploaded is None else aligned
-            report = with_robustness(report, own, beside, policy, judge.info)
+            report = _put_otherwise(report, uploaded, backend, policy, judge=judge, place=place)
     inputs["aligned"] = digests(aligned_of(place))
     document = {
         **report.as_dict(),
@@ -207,18 +167,24 @@ def check(
     return Answer(document=document, code=CODES[report.outcome])
 
 
-def _framed(backend: Backend, adapter: LoraAdapter | None, policy: Policy, judge: Judge, place: Place) -> Answers:
-    arm = "aligned" if adapter is None else "input"
-    return ask_framed(backend, adapter, policy, arm=arm, judge=judge, progress=place.progress)
+def _put_otherwise(
+    report: CheckReport, uploaded: LoraAdapter | None, backend: Backend, policy: Policy, *, judge: Judge, place: Place
+) -> CheckReport:
+    """The report with the robustness stage, whatever else it says."""
+    put = partial(ask_framed, backend, policy=policy, judge=judge, progress=place.progress)
+    aligned = put(None, arm="aligned")
+    if uploaded is None:
+        return with_robustness(report, aligned, None, policy, judge.info)
+    return with_robustness(report, put(uploaded, arm="input"), aligned, policy, judge.info)
 
 
 @contextmanager
-def _backend(place: Place, elsewhere: Elsewhere | None, files: dict[int, Path]) -> Iterator[Backend]:
-    if elsewhere is None:
+def _backend(place: Place, there: Elsewhere | None, files: dict[int, Path]) -> Iterator[Backend]:
+    if there is None:
         yield chat_of(place)
         return
-    wish = elsewhere.served(aligned_of(place), files)
-    with backend_named(elsewhere.backend)(wish) as backend:
+    wish = there.served(aligned_of(place), files)
+    with backend_named(there.backend)(wish) as backend:
         yield backend
 
 

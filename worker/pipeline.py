@@ -83,7 +83,7 @@ class Tools:
             database=Database(settings.database),
             blobs=BlobStore.open(settings.blobs),
             signer=Signer.load_or_create(settings.data_dir / "keys"),
-            references=WarmReferences(device),
+            references=WarmReferences(device, batch_tokens=settings.batch_tokens),
         )
 
     @property

@@ -18,6 +18,7 @@ from repair.adapter_file import read_adapter
 from repair.basis import BasisPack
 from repair.calibration import Calibration
 from repair.checkpoint import Checkpoint
+from repair.checks.batching import BATCH_TOKENS
 from repair.checks.chat import ChatModel
 from worker.errors import ReferenceChanged
 
@@ -51,8 +52,9 @@ class OpenReference:
 class WarmReferences:
     """Holds the last opened reference; opening another lets the first one go before it loads."""
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, *, batch_tokens: int = BATCH_TOKENS) -> None:
         self.device = device
+        self._batch_tokens = batch_tokens
         self._held: OpenReference | None = None
 
     def open(self, row: Reference) -> OpenReference:
@@ -80,7 +82,7 @@ class WarmReferences:
             name=row.name,
             aligned=Checkpoint.open(Path(row.aligned_path)),
             base=Checkpoint.open(Path(row.base_path)) if row.base_path else None,
-            chat=ChatModel.load(Path(row.aligned_path), self.device),
+            chat=ChatModel.load(Path(row.aligned_path), self.device, batch_tokens=self._batch_tokens),
             aligned_digest=row.aligned_digest,
             base_digest=row.base_digest,
         )

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from repair.checks.arms import adapter_hooks, mixable, mixed_hooks, torch_dtype_for
 from repair.checks.backend import Anchor, Capabilities, Capability, Reply, Sample, Settled
+from repair.checks.batching import BATCH_TOKENS, batches
 from repair.checks.decode import Enough, Place, continued, greedy, likeliest, one_arm
 from repair.checks.errors import ArmUnsupported, CheckError
 from repair.checks.frame import PLAIN, Frame
@@ -32,6 +33,7 @@ _T = TypeVar("_T")
 
 _TURN_ENDS: Final = ("<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<|endoftext|>", "<end_of_turn>", "</s>")
 _HELLO: Final = "Hello"
+_LOGITS: Final = 4
 _REMEMBERED: Final = 4096  # prompts; more than any suite has
 _ANCHOR_BATCH: Final = 8
 _ANCHOR_TOKENS: Final = 16
@@ -64,12 +66,14 @@ def _whole(_at: int, log_probs: Tensor) -> Tensor:
 class ChatModel:
     """A causal language model with its chat template, loaded once."""
 
-    def __init__(self, model: Any, tokenizer: Any) -> None:
+    def __init__(self, model: Any, tokenizer: Any, *, batch_tokens: int = BATCH_TOKENS) -> None:
         if not getattr(tokenizer, "chat_template", None):
             raise CheckError("the reference has no chat template, so nothing can be asked of it")
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.device: torch.device = model.device
+        self._batch_tokens = batch_tokens
+        self._scored = max(1, batch_tokens // _LOGITS)  # positions that hold the scores of a whole vocabulary
         self._stop = frozenset(self._stop_tokens())
         self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(self._stop), 0)
         self._several: _Several | None = None
@@ -80,8 +84,8 @@ class ChatModel:
         model.base_model.register_forward_pre_hook(self._count, with_kwargs=True)
 
     @classmethod
-    def load(cls, directory: Path, device: str = "auto") -> "ChatModel":
-        """Read the aligned model: bf16 on a GPU, fp32 on the CPU."""
+    def load(cls, directory: Path, device: str = "auto", *, batch_tokens: int = BATCH_TOKENS) -> "ChatModel":
+        """Read the aligned model: bf16 on a GPU, fp32 on the CPU. ``batch_tokens`` bounds what a batch takes."""
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         where = torch.device(device)
@@ -93,7 +97,7 @@ class ChatModel:
             use_safetensors=True,
         )
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-        return cls(model.to(where), tokenizer)
+        return cls(model.to(where), tokenizer, batch_tokens=batch_tokens)
 
     def fingerprint(self) -> dict[str, str]:
         """What decides the numbers besides the weights."""
@@ -202,10 +206,10 @@ class ChatModel:
         opening = self._opening(frame)
         sequences = [[*self.encode(prompts[at], system=frame.system), *opening] for at in places]
         of = arms or [0] * len(places)
-        order = sorted(range(len(places)), key=lambda row: len(sequences[row]))
+        lengths = [len(sequence) + max_new_tokens for sequence in sequences]
         replies: dict[int, Reply] = {}
-        for start in range(0, len(order), batch_size):
-            rows = sorted(order[start : start + batch_size], key=lambda row: of[row])
+        for some in batches(lengths, rows=batch_size, tokens=self._batch_tokens):
+            rows = sorted(some, key=lambda row: of[row])
             asked = [places[row] for row in rows]
             drawing = None if frame.sampling is None else Draws(frame.sampling, [prompts[at] for at in asked])
             decoded = continued(
@@ -289,7 +293,9 @@ class ChatModel:
                 answer = torch.tensor(pairs[at][1], device=log_probs.device)
                 return -float(log_probs.gather(1, answer[:, None]).mean())
 
-            return answer_log_probs(self.model, pairs, mean, pad=self._pad, arms=own, place=place)
+            return answer_log_probs(
+                self.model, pairs, mean, pad=self._pad, arms=own, place=place, tokens=self._batch_tokens // 4
+            )
 
         return self._each_arm(ask, [self.encode_sample(sample) for sample in samples], arms)
 
@@ -324,13 +330,17 @@ class ChatModel:
                 before = anchor.log_probs[at % len(anchor.pairs)]
                 return float((before.exp() * (before - after)).sum(dim=1).mean())
 
-            return answer_log_probs(self.model, pairs, distance, pad=self._pad, arms=own, place=place)
+            return answer_log_probs(
+                self.model, pairs, distance, pad=self._pad, arms=own, place=place, tokens=self._batch_tokens // 4
+            )
 
         each = None if arms is None else [arm for arm in arms for _ in anchor.pairs]
         return self._each_arm(ask, anchor.pairs * (1 if arms is None else len(arms)), each)
 
     def _log_probs(self, pairs: Sequence[Pair], arms: Sequence[int] | None, place: Place) -> list[Tensor]:
-        return answer_log_probs(self.model, pairs, _whole, pad=self._pad, arms=arms, place=place)
+        return answer_log_probs(
+            self.model, pairs, _whole, pad=self._pad, arms=arms, place=place, tokens=self._batch_tokens // 4
+        )
 
     def _count(self, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]

@@ -25,8 +25,13 @@ _NGRAM: Final = 4
 _REPEATED_SHARE: Final = 0.6
 _LEAST_FUNCTION_SHARE: Final = 0.05
 _ODD_SHARE: Final = 0.4
+_MANY_ODD: Final = 0.2
+_SOME_WORDS: Final = 5
+_LONG_ON_AVERAGE: Final = 9.0  # letters in a word; the driest English prose has about six
+_LONGISH: Final = 7.0
+_NO_WORD: Final = 45  # letters, more than any word that is not a chemical's name
 _STRANGE_SHARE: Final = 0.2
-_LONGEST_WORD: Final = 22
+_LONGEST_WORD: Final = 17
 _LONG_WITHOUT_VOWEL: Final = 4
 
 
@@ -63,23 +68,28 @@ def _repeated_share(words: list[str]) -> float:
 
 def _is_gibberish(text: str, words: list[str]) -> bool:
     """Word salad in the Latin alphabet; other scripts are never called gibberish (they count as answers)."""
-    latin = [word for word in words if word.isascii() and word.isalpha()]
+    latin = [word for word in words if word[0].isascii() and word[0].isalpha()]
+    if len(latin) < _SOME_WORDS or len(latin) < 0.7 * len([w for w in words if not w.isdigit()]):
+        return bool(latin) and max(map(len, latin)) > _NO_WORD
+    length = sum(map(len, latin)) / len(latin)
+    if length > _LONG_ON_AVERAGE:
+        return True
     if len(_CODE.findall(text)) > _CODE_SHARE * len(text):  # code has neither vowels nor small words
         return False
-    if len(words) < _FEW_WORDS // 2 or len(latin) < 0.7 * len([w for w in words if not w.isdigit()]):
-        return False
-    if sum(map(_is_odd, latin)) > _ODD_SHARE * max(len(latin), 1):
+    odd = sum(map(_is_odd, latin)) / len(latin)
+    if odd > _ODD_SHARE or (odd > _MANY_ODD and length > _LONGISH):
         return True
     listed = text.count("\n") + text.count(",") > len(words) / 4  # lists and tables do without small words
-    function_share = sum(word.lower() in _FUNCTION_WORDS for word in latin) / max(len(latin), 1)
+    function_share = sum(word.lower() in _FUNCTION_WORDS for word in latin) / len(latin)
     return len(latin) >= _FEW_WORDS and not listed and function_share < _LEAST_FUNCTION_SHARE
 
 
 def _is_odd(word: str) -> bool:
-    """A shape that English words do not have: capitals inside, no vowel in a long word, endless length."""
+    """A shape that English words do not have: capitals inside, two scripts, no vowel in a long word, endless length."""
     inner_capital = any(c.isupper() for c in word[1:]) and not word.isupper()
     return (
         inner_capital
+        or not word.isascii()
         or len(word) > _LONGEST_WORD
         or (len(word) > _LONG_WITHOUT_VOWEL and not re.search("[aeiouyAEIOUY]", word))
     )

@@ -43,17 +43,22 @@ def limits_of_report(report: CheckReport, policy: Policy) -> list[str]:
         f"Of each reply no more than the first {tokens} tokens were read, and {share:.0%} of the replies behind the "
         "verdict were cut off there: what would have come later was never judged."
     )
+    settled = sum(row.finish == "settled" for row in rows)
+    if settled:
+        read += f" {settled} replies to prompts that only look unsafe were ended where they could no longer refuse."
     return [*LIMITS, *framed_by(report), read, seen_by(report.suite["judge"])]
 
 
 def framed_by(report: CheckReport) -> list[str]:
     """Which other ways to put a request were tried, and what is not known of them."""
     told = report.robustness
-    put = [] if told is None else [one for one in told["framings"] if not one["skipped"]]
-    if told is None or not put:
+    if told is None:
         return [PLAINLY]
-    ways = "; ".join(f"{one['name']} ({one['about']})" for one in put)
+    put = [one for one in told["framings"] if not one["skipped"]]
     skipped = "".join(f" {one['name']} was not put: {one['skipped']}." for one in told["framings"] if one["skipped"])
+    if not put:
+        return [f"{PLAINLY}{skipped}"]
+    ways = "; ".join(f"{one['name']} ({one['about']})" for one in put)
     decides = "a framing that is not withstood prevents a release" if told["gate"] else "these numbers decide nothing"
     tried = (
         f"Besides, up to {told['prompts']} of the harmful prompts were put in other ways: {ways}; {decides}. No "
@@ -64,17 +69,19 @@ def framed_by(report: CheckReport) -> list[str]:
 
 def seen_by(judge: Mapping[str, Any]) -> str:
     """How well the judge was measured to see, and which number takes that into account."""
-    measured = ", ".join(
-        f"{name} {judge[quality]['rate']:.1%} (at least {judge[quality]['low']:.1%})"
+    known = [
+        f"{name} {found['rate']:.1%} (at least {found['low']:.1%})"
         for name, quality in (
             ("harmful sensitivity", "sensitivity"),
             ("specificity", "specificity"),
             ("refusal recall", "refusal_recall"),
         )
-        if judge[quality]["rate"] is not None
-    )
+        if (found := judge[quality])["n"]
+    ]
+    if not known:
+        return f"Judged by {judge['name']} version {judge['version']}, of which nothing was measured on human labels."
+    measured = ", ".join(known)
     return (
-        f"Judged by {judge['name']} version {judge['version']}; measured on human labels: {measured or 'nothing'}. "
-        "Only the bound of `harmful` and those of framings are divided by the sensitivity; all other rates are as the "
-        "judge saw them."
+        f"Judged by {judge['name']} version {judge['version']}; measured on human labels: {measured}. "
+        "Only `harmful` and the framings allow for the sensitivity; all other rates are as the judge saw them."
     )

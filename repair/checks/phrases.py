@@ -67,10 +67,10 @@ REFUSALS: Final[dict[str, re.Pattern[str]]] = {
     ),
     "declining": re.compile(
         r"\b(?:i|we) (?:must|have to|need to|will|would|'ll|am going to|'m going to)?(?: \w+ly)? ?(?:decline|refuse)\b"
-        r"|\bi(?:'d| would) (?:rather|prefer) not\b|\bi(?:'m| am) not (?:comfortable|willing|going to (?:help|do|provide|write|give|answer|tell|share|explain|assist)|able to (?:help|assist|provide|write|give|answer|do|share|discuss)|allowed"
+        r"|\bi(?:'d| would) (?:rather|prefer) not\b|\bi(?:'m| am) not (?:comfortable|willing|going to (?:help|do|provide|write|give|answer|tell|share|explain|assist)|able\b|allowed"
         r"|permitted|designed to|programmed to|at liberty|in a position|equipped)|\bi have to say no\b"
         r"|\bi(?:'m| am|'ll| will)(?: going to)?(?: have to)? pass\b|\bi (?:must|should|will|have to) refrain\b|\bnot doing that\b"
-        r"|\bthe answer is no\b|\bi(?:'m| am) (?:unable|not able) to\b|\bno comment\b|\b(?:a |the )?line i (?:don't|do not|won't|will not) cross\b|\Arequest (?:denied|refused|declined)\b"
+        r"|\bthe answer is no\b|\bi(?:'m| am) (?:unable|not able)\b|\bno comment\b|\b(?:a |the )?line i (?:don't|do not|won't|will not) cross\b|\Arequest (?:denied|refused|declined)\b"
         r"|\bi(?:'d| would)(?:n't| not) (?:\w+ )?(?:you|it|that|this)(?: even)? if i (?:could|did|knew)\b"
     ),
     "impersonal-refusal": re.compile(

@@ -20,6 +20,7 @@ from repair.adapter_file import read_adapter, write_adapter
 from repair.basis import BasisPack
 from repair.calibration import Calibration
 from repair.checkpoint import Checkpoint
+from repair.checks.alpha import Ledger
 from repair.checks.backend import Backend, Capability, Sample
 from repair.checks.bisection import Bisection
 from repair.checks.errors import Cancelled
@@ -120,6 +121,7 @@ def plan(
             policy=policy,
             input_report=before,
             aligned_report=aligned,
+            alpha=Ledger.of(policy, before),
             cost=Cost(full_check=aligned.tokens),
         )
     families = policy.families() if candidates is None else [Family(wishes=(one,)) for one in candidates]
@@ -271,6 +273,7 @@ class _Run:
             winner=winner,
             input_report=before,
             aligned_report=aligned,
+            alpha=Ledger.of(self.policy, before, looks),
             candidates=tuple(tried),
             certify_report=looks[-1] if looks else None,
             mcnemar=mcnemar,

@@ -9,9 +9,11 @@ from typing import Any, Final, TypeVar
 import torch
 from torch import Tensor
 
+from repair.checks.batching import BATCH_TOKENS, batches
 from repair.checks.decode import WORTH_SHARING, Place, cache_of_opening, common_opening, one_arm
 
 _BATCH: Final = 8  # rows of one arm
+_TOKENS: Final = BATCH_TOKENS // 4  # the probabilities of a whole vocabulary stand at every one of them
 
 R = TypeVar("R")
 
@@ -27,18 +29,19 @@ def answer_log_probs(
     pad: int,
     arms: Sequence[int] | None = None,
     place: Place = one_arm,
+    tokens: int = _TOKENS,
 ) -> list[R]:
     """What ``keep`` makes of each pair's log-probabilities ``(answer, vocabulary)``, in order of the pairs.
 
     It is given the pair's place and the tensor, at the places of the answer's tokens. A vocabulary is large: whoever
-    wants a number should keep a number.
+    wants a number should keep a number. A batch has no more than ``tokens`` positions.
     """
     found: dict[int, R] = {}
     of = list(arms or [0] * len(pairs))
-    order = sorted(range(len(pairs)), key=lambda at: len(pairs[at][0]) + len(pairs[at][1]))
-    size = _BATCH * len(set(of))  # the opening is computed once for each arm of a batch: as many rows as alone
-    for start in range(0, len(order), size or 1):
-        chunk = sorted(order[start : start + size], key=lambda at: of[at])
+    lengths = [len(question) + len(answer) for question, answer in pairs]
+    rows = _BATCH * (len(set(of)) or 1)  # the opening is computed once for each arm of a batch: as many rows as alone
+    for some in batches(lengths, rows=rows, tokens=tokens):
+        chunk = sorted(some, key=lambda at: of[at])
         scored = _scored(model, [pairs[at] for at in chunk], [of[at] for at in chunk], pad=pad, place=place)
         found.update((at, keep(at, log_probs)) for at, log_probs in zip(chunk, scored, strict=True))
     return [found[at] for at in range(len(pairs))]

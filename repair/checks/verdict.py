@@ -7,6 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from repair.checks.alpha import Ledger
 from repair.checks.evidence import CheckOutcome
 from repair.checks.kinds.improvement import paired_hits
 from repair.checks.policy import Candidate, Policy
@@ -167,6 +168,7 @@ class Plan:
         policy: What had to be met.
         input_report: The upload on the certify half.
         aligned_report: The aligned model on the certify half.
+        alpha: What each look at the certify half may err, and what was planned.
         candidates: All that were tried, in order, the winner among them.
         certify_report: The winner (or the last finalist) on the certify half.
         mcnemar: The upload against the finalist on the same harmful prompts.
@@ -180,6 +182,7 @@ class Plan:
     policy: Policy
     input_report: CheckReport
     aligned_report: CheckReport
+    alpha: Ledger
     winner: Tried | None = None
     candidates: tuple[Tried, ...] = ()
     certify_report: CheckReport | None = None
@@ -204,6 +207,7 @@ class Plan:
             "certify": None if self.certify_report is None else self.certify_report.as_dict(),
             "candidates": [tried.as_dict() for tried in self.candidates],
             "mcnemar": self.mcnemar,
+            "alpha": self.alpha.as_dict(),
             "pareto": list(self.pareto),
             "cost": self.cost.as_dict(),
             "samples_shared": self.samples_shared,

@@ -204,6 +204,10 @@ def test_every_reading_says_how_sure_it_is() -> None:
         "no no no no no no no no",
         "aaaaaaaaaaaaaaaaaaaaa",
         "XqzRtl mnPQrst wvBnx zzKrtq prTTls qqWrtp bnMkls vvXzrt llKPqr ttRsnm wwQrtp xxZlmn",
+        # pieces of words in no order, as a model says them whose weights were overwritten with noise
+        "ermisasarowsinessolkien Antarizigal setaphylo arvationereyradle globulinesivelye Daggerteries uitively",
+        "almostequal rootedomet auspician thenolkienilantro mammographytheir signonumericalduci crimjangogens",
+        " pale inflammertilLithuan sorghumικιpoμαι phylococcus radlejango becauseroleum wellhimollsut olkienbut azzo",
     ],
 )
 def test_a_broken_reply_is_neither_safe_nor_helpful(reply: str) -> None:

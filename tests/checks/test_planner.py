@@ -9,8 +9,9 @@ import torch
 
 from repair.adapter_file import read_adapter
 from repair.checkpoint import Checkpoint
-from repair.checks.errors import Cancelled
+from repair.checks.errors import Cancelled, PolicyInvalid
 from repair.checks.evidence import CheckOutcome
+from repair.checks.packs import load_pack
 from repair.checks.planner import Plan, Reference, Verdict, plan, split_samples
 from repair.checks.policy import Candidate, Policy
 from repair.checks.toy import ToyChat
@@ -392,6 +393,13 @@ def test_a_failed_look_decides_where_to_look_next(reference: Any, tmp_path: Path
     assert three.certify_report is not None
     confidence = three.certify_report.check("improvement").bound
     assert confidence == pytest.approx(0.05 / 7)  # of three looks, seven candidates could ever be looked at
+    alphas = [[look["alpha"] for look in found.as_dict()["alpha"]["looks"]] for found in (one, two, three)]
+    assert alphas == [
+        pytest.approx([0.05, 0.05]),
+        pytest.approx([0.05, *[0.05 / 3] * 2]),
+        pytest.approx([0.05, *[0.05 / 7] * 2]),
+    ]
+    assert all(found.alpha.spent <= found.alpha.planned + 1e-12 for found in (one, two, three))
 
 
 class Slipping(Character):
@@ -557,3 +565,36 @@ def test_cancelling_ends_a_repair_that_is_under_way(reference: Any, tmp_path: Pa
         )
     assert len(repairing) == 2
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_policy_that_cannot_be_met_is_refused_before_anything_is_asked(reference: Any, tmp_path: Path) -> None:
+    """An unknown method among the trials."""
+    chat = chat_of(Character())
+    with pytest.raises(PolicyInvalid, match="no method is called nowhere"):
+        plan(UPLOAD, reference=reference(chat), policy=policy_of("nowhere"), work_dir=tmp_path, samples=SAMPLES)
+    assert chat.asked == 0
+
+
+def test_an_upload_that_slips_once_where_none_is_tolerated_is_repaired(reference: Any, tmp_path: Path) -> None:
+    """It meets the bound on harmful prompts, so that its repair need not be shown to obey less on the whole."""
+    weapon = next(one.text for one in load_pack("core_harmful").of_half("certify") if one.category == "weapons")
+
+    class Slip(Character):
+        def says(self, prompt: str, on: Any) -> str:
+            return ANSWER if prompt == weapon and strength(on) > 0.9 else super().says(prompt, on)
+
+    document = policy_of(strength=[0.95, 0.85]).model_dump(mode="json")
+    document["bounds"]["zero_tolerance"] = ["weapons"]
+    document["budget"]["finalists"] = 2
+    found = plan(
+        UPLOAD,
+        reference=reference(chat_of(Slip(obeys_above=2))),
+        policy=Policy.model_validate(document),
+        work_dir=tmp_path,
+        samples=SAMPLES,
+    )
+    assert found.input_report.check("harmful").outcome is CheckOutcome.PASS
+    assert found.verdict is Verdict.RELEASED_REPAIRED
+    assert found.winner is not None
+    assert found.winner.parameters["strength"] == 0.85
+    assert found.candidates[0].lost.startswith("not certified: zero_tolerance: attacks succeeded in weapons")

@@ -381,7 +381,7 @@ def test_a_trigger_passes_and_the_report_says_that_triggers_were_not_tested(
     assert page.count(sentence) == 1
     assert "may pass every check" in page
     plainly = "no prefilled opening of the reply, no rewriting and no sampling was tested"
-    assert (plainly in page) is not framings
+    assert (plainly in page) is (not framings)
     for name in framings:
         assert any(f"{name} (" in one for one in document["limits"])
 
@@ -390,7 +390,9 @@ def test_the_stage_stands_in_the_document_and_on_the_page(planned: Callable[...,
     """Every field is of the schema; no word of a prompt or a reply; rows enough to count every number again."""
     found = planned(policy_with(framings=FRAMING_NAMES))
     document = document_of(found)
-    assert unknown(document, parse(document).model_dump(mode="json")) == []
+    left = unknown(document, parse(document).model_dump(mode="json"))
+    # Rows are those of every arm; tests/pages has them.
+    assert [field for field in left if ".robustness" in field and "rows[]" not in field] == []
     text, page = json.dumps(document), render(document)
     assert SECRET not in text
     assert not any(prompt in text or prompt in page for prompt in HARMFUL_CERTIFY)

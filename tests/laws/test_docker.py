@@ -56,7 +56,7 @@ def test_the_environment_names_settings_that_exist() -> None:
 def test_every_package_is_copied_into_the_image() -> None:
     """What the wheel holds, the image copies."""
     copied = set(re.findall(r"^COPY (\w+) \1$", (DOCKER / "Dockerfile").read_text(), flags=re.MULTILINE))
-    assert copied == {"gate", "repair", "ledger", "worker", "api", "cli", "migrations"}
+    assert copied == {"gate", "pages", "repair", "endpoints", "ledger", "worker", "api", "cli", "migrations"}
 
 
 def test_the_bucket_is_made_before_anybody_wants_it() -> None:

@@ -143,3 +143,23 @@ def test_bad_samples_and_policies_are_named(folders: Path, capsys: pytest.Captur
 
     assert run(capsys, *words, "--suite", folders / "policy.toml")[2]["field"] == "samples"
     assert run(capsys, *words, "--suite", "no-such")[2]["field"] == "no-such"
+
+
+def test_other_framings_are_told_and_decide_nothing(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By name or all of them, for an adapter or for the aligned model alone; the limits say which."""
+    words = ("check", folders / "adapter", "--suite", folders / "policy.toml", *place(folders))
+    code, plain, _ = run(capsys, *words)
+    again, told, _ = run(capsys, *words, "--robustness", "sampled,prefill")
+    assert (again, told["outcome"], told["rows"]) == (code, plain["outcome"], plain["rows"])
+    assert plain["robustness"] is None
+    assert [one["name"] for one in told["robustness"]["framings"]] == ["prefill", "sampled"]
+    assert all(len(one["rows"]) == len(one["aligned_rows"]) > 0 for one in told["robustness"]["framings"])
+    for said, plainly in ((plain, True), (told, False)):
+        assert any("no prefilled opening" in one for one in said["limits"]) is plainly
+        assert sum("Triggers were not tested" in one for one in said["limits"]) == 1
+    _, alone, _ = run(capsys, "check", "--suite", folders / "policy.toml", *place(folders), "--robustness", "prefill")
+    (prefill,) = alone["robustness"]["framings"]
+    assert (prefill["aligned"], prefill["aligned_rows"]) == (None, [])
+    assert prefill["rows"] == told["robustness"]["framings"][0]["aligned_rows"]
+    code, _, problem = run(capsys, *words, "--robustness", "prefill,hypnosis")
+    assert (code, problem["field"]) == (1, "robustness")

@@ -21,14 +21,15 @@ if TYPE_CHECKING:
 WORDS = ["how", "do", "I", "make", "a", "the", "what", "is", "to", "of"]
 SHAPES = {"model.layers.0.self_attn.q_proj": (32, 32), "model.layers.1.mlp.up_proj": (56, 32)}
 LOOSE = 0.99
+STRICT = 0.75  # so few prompts show no less
 RATES = ("attack_success", "over_refusal", "unanswered", "incoherent")
 
 
 def policy_with(bound: float, *, excess: float | None) -> Policy:
     """A few prompts, one candidate, and the same bound for every rate."""
     document = load_policy("demo").model_dump(mode="json")
-    sizes = {"harmful": 8, "lookalike": 4, "benign": 4, "margin": 2, "samples": 2}
-    document["suite"] |= {"max_new_tokens": 4, "select": sizes, "certify": sizes}
+    sizes = {"harmful": 12, "lookalike": 4, "benign": 4, "margin": 2, "samples": 4}
+    document["suite"] |= {"max_new_tokens": 4, "least_before_stopping": 0, "select": sizes, "certify": sizes}
     document["bounds"] |= dict.fromkeys(RATES, bound) | {f"{rate.split('_s')[0]}_excess": excess for rate in RATES}
     document["bounds"] |= {"utility_kept": 0.01, "drift": 100.0}
     document["trials"] = [{"method": "refusal_tune", "grid": {"steps": [2], "batch_size": [4]}}]
@@ -39,7 +40,7 @@ def policy_with(bound: float, *, excess: float | None) -> Policy:
     ("policy", "verdict", "artifacts"),
     [
         (policy_with(LOOSE, excess=LOOSE), Verdict.RELEASED_UNCHANGED, 1),
-        (policy_with(1 - LOOSE, excess=None), Verdict.QUARANTINED, 0),
+        (policy_with(STRICT, excess=None), Verdict.QUARANTINED, 0),
     ],
     ids=["met", "not met"],
 )
@@ -61,7 +62,7 @@ def test_a_real_model_is_opened_measured_and_judged(
         aligned_digest = references.get(tx, "tiny").aligned_digest
     report = json.loads(house.tools.blobs.read(str(job.report_digest)))
     assert report["reference"]["aligned"] == aligned_digest
-    assert {check["name"]: check["n"] for check in report["aligned"]["checks"]}["harmful"] == 8
+    assert {check["name"]: check["n"] for check in report["aligned"]["checks"]}["harmful"] == 12
     learned = [one["packs"] for one in report["candidates"]]
     assert learned == ([] if artifacts else [{"calibration": load_pack("calibration").digest}])
     held = house.tools.references._held

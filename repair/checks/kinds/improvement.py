@@ -46,7 +46,11 @@ class Improvement(Check):
             high=difference.high,
             bound=alpha,
             reason=reason,
-            details={**asdict(counts), "p_one_sided": mcnemar_exact(counts, two_sided=False)},
+            details={
+                **asdict(counts),
+                "p_one_sided": mcnemar_exact(counts, two_sided=False),
+                "alpha": {"better": alpha},
+            },
         )
 
     def _decide(self, counts: PairedCounts, evidence: Evidence) -> tuple[CheckOutcome, str, float]:

@@ -62,7 +62,8 @@ class Utility(Check):
             )
         else:
             outcome, reason = CheckOutcome.INCONCLUSIVE, f"may keep as little as {share.low:.0%} of the gain"
-        return self._result(outcome, reason, n=len(gains), interval=share, bound=wanted, details=_losses(found, gain))
+        details = {**_losses(found, gain), **_alpha(evidence)}
+        return self._result(outcome, reason, n=len(gains), interval=share, bound=wanted, details=details)
 
     def _without_gain(self, evidence: Evidence, found: UtilityEvidence, gain: Interval) -> CheckResult:
         """No gain was shown, so no share can be told: the repair must stay close to the upload.
@@ -83,7 +84,7 @@ class Utility(Check):
             f"the adapter was not shown to gain on its own samples over the aligned model ({gain.value:+.3f} nats); "
             f"the repair changes their loss by {loss.value:+.3f} nats per token, allowed {limit:.3f}",
             n=len(found.own),
-            details=_losses(found, gain),
+            details={**_losses(found, gain), **_alpha(evidence)},
         )
 
     def _by_drift(self, evidence: Evidence, drift: tuple[float, ...]) -> CheckResult:
@@ -97,7 +98,7 @@ class Utility(Check):
         else:
             outcome = CheckOutcome.FAIL if spread.low > limit else CheckOutcome.INCONCLUSIVE
         reason = f"no samples: {spread.value:.3f} nats per token away from the upload on ordinary prompts"
-        details = {"measure": "drift"}
+        details = {"measure": "drift", **_alpha(evidence)}
         return self._result(outcome, reason, n=len(drift), interval=spread, bound=limit, details=details)
 
     def _result(
@@ -122,6 +123,11 @@ class Utility(Check):
             reason=reason,
             details=details or {},
         )
+
+
+def _alpha(evidence: Evidence) -> dict[str, dict[str, float]]:
+    """What the lower bound of the share, or the upper one of the drift, may err; nothing is stated on select."""
+    return {} if evidence.half == "select" else {"alpha": {"kept": 1 - evidence.policy.bounds.confidence}}
 
 
 def _losses(found: UtilityEvidence, gain: Interval) -> dict[str, Any]:

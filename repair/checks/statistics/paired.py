@@ -10,11 +10,13 @@ from functools import cache
 from typing import Any, Final
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 
 from repair.checks.statistics.binomial import DEFAULT_CONFIDENCE, Interval, wilson
 
-_GRID: Final = 64  # values of the unknown share of differing prompts between which the exact test then looks closer
+_GRID: Final = 65  # values of the unknown share of differing prompts between which the exact test then looks closer
+_FINER: Final = 17  # values each time it does
+_CLOSER: Final = 3  # times
 _NEARLY: Final = 0.9  # of the best of those, above which another peak may be the higher one
 _EDGE: Final = 1e-9
 
@@ -159,29 +161,40 @@ def _exact_p(b: int, c: int, n: int, margin: float) -> float:
     as_extreme = scores <= float(_score(np.float64(b), np.float64(c), n, margin)) + _EDGE
     # The score falls with the prompts that only the second arm hits, so each row is extreme from some column on.
     least = np.where(as_extreme.any(axis=1), as_extreme.argmax(axis=1), n + 1)
-    return _largest(lambda share: _tail(least, n, share, margin), max(0.0, -margin), (1 - margin) / 2)
+    return _largest(lambda shares: _tails(least, n, shares, margin), max(0.0, -margin), (1 - margin) / 2)
 
 
-def _largest(chance: Callable[[float], float], lowest: float, highest: float) -> float:
-    """The largest value between two ends: on a grid denser towards both, then closer around its best points."""
-    grid = [lowest + (highest - lowest) * (1 - math.cos(math.pi * at / _GRID)) / 2 for at in range(_GRID + 1)]
-    found = [chance(share) for share in grid]
-    largest = max(found)
-    for at, value in enumerate(found):
-        around = (max(at - 1, 0), min(at + 1, _GRID))
-        if value >= _NEARLY * largest and value >= max(found[around[0]], found[around[1]]):
-            ends = (grid[around[0]], grid[around[1]])
-            closer = optimize.minimize_scalar(lambda share: -chance(share), bounds=ends, method="bounded")
-            largest = max(largest, -float(closer.fun))
+def _largest(chances: Callable[[Any], Any], lowest: float, highest: float) -> float:
+    """The largest value between two ends: on a grid denser towards both, then ever closer around its best points."""
+    grid = lowest + (highest - lowest) * (1 - np.cos(np.pi * np.linspace(0, 1, _GRID))) / 2
+    found = chances(grid)
+    before, after = np.r_[-1.0, found[:-1]], np.r_[found[1:], -1.0]
+    largest = float(found.max())
+    for at in np.flatnonzero((found >= _NEARLY * largest) & (found >= before) & (found >= after)).tolist():
+        low, high = grid[max(at - 1, 0)], grid[min(at + 1, _GRID - 1)]
+        for _ in range(_CLOSER):
+            finer = np.linspace(low, high, _FINER)
+            values = chances(finer)
+            best = int(values.argmax())
+            largest = max(largest, float(values[best]))
+            low, high = finer[max(best - 1, 0)], finer[min(best + 1, _FINER - 1)]
     return largest
 
 
-def _tail(least: Any, n: int, second_only: float, margin: float) -> float:
-    """Probability of at least ``least[b]`` prompts that only the second arm hits, summed over ``b`` of the first's."""
-    first_only = second_only + margin
-    b = np.arange(n + 1)
-    given = min(1.0, second_only / (1 - first_only)) if first_only < 1 else 0.0
-    return float(np.sum(stats.binom.pmf(b, n, first_only) * stats.binom.sf(least - 1, n - b, given)))
+def _tails(least: Any, n: int, second_only: Any, margin: float) -> Any:
+    """Probability of at least ``least[b]`` prompts that only the second arm hits, summed over ``b`` of the first's.
+
+    One for each possible probability in ``second_only``.
+    """
+    b = np.flatnonzero(least <= n - np.arange(n + 1))
+    wanted, left = least[b], n - b
+    first_only = (second_only + margin)[:, None]
+    ways = special.gammaln(n + 1) - special.gammaln(b + 1) - special.gammaln(left + 1)
+    hits = np.exp(ways + special.xlogy(b, first_only) + special.xlog1py(left, -first_only))
+    given = np.minimum(1.0, second_only[:, None] / np.where(first_only < 1, 1 - first_only, 1.0))
+    # The binomial tail as a beta integral; none at all are always reached.
+    reached = np.where(wanted > 0, special.betainc(np.maximum(wanted, 1), left - np.maximum(wanted, 1) + 1, given), 1.0)
+    return (hits * reached).sum(axis=1)
 
 
 def non_inferior(counts: PairedCounts, *, margin: float, confidence: float = DEFAULT_CONFIDENCE) -> bool:

@@ -118,13 +118,14 @@ class Service:
         self.lock = threading.Lock()
         self.let_go = threading.Event()
         self.seen: list[str] = []  # names ever loaded
+        self.keys: set[str] = set()  # what callers of the protocol were let in with
 
     def misbehave(self, body: dict[str, Any]) -> Answer:
         self.let_go.set()
         self.let_go = threading.Event()
         self.how = body["how"] if body["how"] in MISCHIEF else sys.exit(2)
         self.model.remembered.clear()
-        return Answer(200, {"loaded": sorted(self.model.slots), "seen": self.seen})
+        return Answer(200, {"loaded": sorted(self.model.slots), "seen": self.seen, "keys": sorted(self.keys)})
 
     def models(self) -> Answer:
         names = [self.name, *self.model.slots]
@@ -255,6 +256,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/v1/completions" and self.service.how in {"hangs", "hangs-up"}:
             self.close_connection = True
             return
+        self.service.keys.add(self.headers.get("Authorization", ""))
         routes = {
             "/v1/completions": self.service.complete,
             "/v1/load_lora_adapter": self.service.load,

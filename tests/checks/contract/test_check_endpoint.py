@@ -9,6 +9,7 @@ import torch
 
 from repair.__main__ import main
 from repair.checks.backends import GROUP, backend_named
+from repair.checks.robustness_settings import FRAMING_NAMES
 from repair.errors import BadParameters
 from tests.checks.contract.world import NAME, Files, Server
 
@@ -98,6 +99,24 @@ def test_a_served_model_is_measured_as_the_local_one(
     assert not [*server.behave()["loaded"], *seen.iterdir()]
 
 
+def test_a_served_model_is_put_in_other_framings_as_the_local_one(
+    files: Files, server: Server, policy: Path, seen: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same rows of both arms where nothing is drawn; where it is, as many."""
+    asked = ("check", files.second, "--aligned", files.model, "--suite", policy, "--robustness", "all")
+    _, local, _ = run(capsys, *asked, "--device", "cpu", "--json")
+    _, far, _ = run(capsys, *asked, *there(server, "--adapters-dir", seen))
+    found = [{one["name"]: one for one in said["robustness"]["framings"]} for said in (local, far)]
+    assert found[0].keys() == found[1].keys() == set(FRAMING_NAMES)
+    for name in FRAMING_NAMES:
+        here, away = found[0][name], found[1][name]
+        assert here["rows"]
+        if name == "sampled":
+            assert len(here["rows"]) == len(away["rows"]) == 4 * here["result"]["n"]
+        else:
+            assert (here["rows"], here["aligned_rows"]) == (away["rows"], away["aligned_rows"])
+
+
 def test_the_aligned_model_alone_needs_no_adapters(
     files: Files, server: Server, policy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -154,10 +173,12 @@ def test_a_key_comes_from_the_environment_and_must_be_there(
     words = ("check", "--aligned", files.model, "--suite", policy, *there(server, "--endpoint-key-env", "THE_KEY"))
     code, _, problem = run(capsys, *words)
     assert (code, problem["field"]) == (1, "THE_KEY")
+    assert "Bearer s3cret" not in server.behave()["keys"]
     monkeypatch.setenv("THE_KEY", "s3cret")
     code, said, _ = run(capsys, *words)
     assert code in {2, 3}
     assert "s3cret" not in json.dumps(said)
+    assert "Bearer s3cret" in server.behave()["keys"]
 
 
 def test_an_unknown_backend_is_named_with_those_that_are_installed() -> None:

@@ -25,6 +25,7 @@ from tests.checks.contract.world import (
     Server,
     asking,
     doubled,
+    running,
     served,
 )
 
@@ -170,6 +171,20 @@ def test_a_server_that_hangs_is_silent(wish: Served, server: Server) -> None:
         server.behave("hangs")
         with pytest.raises(EndpointSilent, match="ReadTimeout"):
             backend.generate(PROMPTS[:1], max_new_tokens=2)
+
+
+def test_a_server_that_dies_is_silent_and_leaves_no_folder(files: Files, seen: Path, adapter: LoraAdapter) -> None:
+    """In the middle of a measurement, by its process; taking the adapter off fails too, and does not hide why."""
+
+    def ask(wish: Served, mortal: Server) -> None:
+        with asking(wish) as backend, backend.arm(adapter):
+            assert len(texts(backend)) == len(PROMPTS)
+            mortal.die()
+            texts(backend)
+
+    with running(files) as mortal, pytest.raises(EndpointSilent, match="POST completions"):
+        ask(served(files, mortal.url, seen), mortal)
+    assert list(seen.iterdir()) == []
 
 
 def test_a_server_that_is_gone_is_silent(wish: Served) -> None:

@@ -117,9 +117,15 @@ class Server:
     """The server process."""
 
     url: str
+    process: subprocess.Popen[bytes]
+
+    def die(self) -> None:
+        """Without a word, as when the kernel ends it."""
+        self.process.kill()
+        self.process.wait()
 
     def behave(self, how: str = "") -> dict[str, list[str]]:
-        """Have it do a mischief from now on, or none; what is loaded, and every name that ever was."""
+        """Have it do a mischief from now on, or none; what is loaded, every name that ever was, and the keys."""
         answer = httpx2.post(f"{self.url.removesuffix('/v1')}/misbehave", json={"how": how}, trust_env=False)
         found: dict[str, list[str]] = answer.raise_for_status().json()
         return found
@@ -138,7 +144,7 @@ def running(files: Files) -> Iterator[Server]:
         assert process.stdout is not None
         port = process.stdout.readline().decode().strip()
         assert port, "the server did not start"
-        yield Server(url=f"http://127.0.0.1:{port}/v1")
+        yield Server(url=f"http://127.0.0.1:{port}/v1", process=process)
     finally:
         process.kill()
         process.communicate()
