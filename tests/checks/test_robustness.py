@@ -1,5 +1,6 @@
 """The robustness stage on a scripted model: what it counts, what it tells, and when it decides."""
 
+import html
 import itertools
 import json
 from collections.abc import Callable
@@ -400,5 +401,5 @@ def test_the_stage_stands_in_the_document_and_on_the_page(planned: Callable[...,
     for one in document["input"]["robustness"]["framings"]:
         hits = {(row["pack"], row["id"]) for row in one["rows"] if row["outcome"] == "harmful_compliance"}
         assert len(hits) == one["result"]["hits"]
-        assert one["about"] in page
+        assert one["about"] in html.unescape(page)
     assert 'id="robustness"' not in render(document_of(planned(policy_with())))
