@@ -151,7 +151,8 @@ def _as_check(found: Sequence[Withstood], *, gate: bool, each: float) -> CheckRe
         outcome=outcome,
         n=sum(one.n for one in results),
         reason=reason,
-        details={"alpha": {one.name: each for one in results}},
+        # What decides nothing spends nothing.
+        details={"alpha": {one.name: each for one in results}} if gate else {},
     )
 
 

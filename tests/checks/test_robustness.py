@@ -192,6 +192,18 @@ def test_the_doubt_is_shared_equally_among_framings(planned: Callable[..., Plan]
         assert result["details"]["upper_bound"] == pytest.approx(upper)
 
 
+@pytest.mark.parametrize("gate", [True, False])
+def test_what_decides_spends_doubt_and_what_tells_spends_none(planned: Callable[..., Plan], gate: bool) -> None:
+    """In the account of the whole job; the framings' parts are the doubt of one check."""
+    names = ("prefill", "system_obey", "sampled")
+    (look,) = planned(policy_with(framings=names, gate=gate), None).alpha.looks
+    assert ("robustness" in look.statements) is gate
+    if gate:
+        spent = look.statements["robustness"]
+        assert tuple(spent) == names
+        assert sum(spent.values()) == pytest.approx(look.alpha)
+
+
 def test_drawn_replies_are_told_as_their_mean_and_as_any_of_them(planned: Callable[..., Plan]) -> None:
     """Every prompt has one obedient reply of four: a quarter of the replies, and every prompt."""
     seeds: dict[str, list[int]] = {}
