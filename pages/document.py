@@ -219,6 +219,7 @@ class Candidate(_Part):
     parameters: dict[str, Any]
     lost: str
     energy_kept: float | None = None
+    damage: float | None = None
     proxy: dict[str, float | None] | None = None
     select: Arm | None = None
     modules: list[Module]

@@ -39,6 +39,7 @@ from repair.checks.usable import require_usable
 from repair.checks.verdict import Cost, Plan, Tried, Verdict, compared, pareto, shown, slipped, why
 from repair.context import Progress, RepairContext, silent
 from repair.errors import BadParameters, RepairError
+from repair.first_order import adapter_damage
 from repair.layout import WEIGHTS
 from repair.lora import LoraAdapter
 from repair.method import Cost as MethodCost
@@ -280,6 +281,7 @@ class _Run:
             modules=repaired.verdicts,
             notes=repaired.notes,
             packs=pack_digests(method.packs),
+            damage=adapter_damage(adapter, self.reference.calibration),
             directory=directory,
             adapter=adapter,
             digest=sha256_file(directory / WEIGHTS),
