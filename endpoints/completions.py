@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from endpoints.client import Endpoint
 from endpoints.errors import EndpointError
+from repair.checks.frame import Sampling
 
 ENDS: Final = frozenset({"stop", "length"})
 _LARGEST_TOKEN: Final = 1 << 31
@@ -68,6 +69,8 @@ class Asked:
         stop: Tokens that end a reply besides the model's own.
         echo: Tell the log-probability of every token of the prompt.
         top: Tell this many of the likeliest tokens at each place; None for no log-probabilities.
+        sampling: Temperature and nucleus to draw from; None for the likeliest tokens.
+        seed: Of the draws.
     """
 
     model: str
@@ -76,6 +79,8 @@ class Asked:
     stop: Sequence[int] = ()
     echo: bool = False
     top: int | None = None
+    sampling: Sampling | None = None
+    seed: int = 0
 
     def body(self) -> dict[str, Any]:
         """As the protocol has it."""
@@ -86,6 +91,9 @@ class Asked:
             "max_tokens": self.max_tokens,
             "stop_token_ids": list(self.stop),
         }
+        if self.sampling is not None:
+            drawn = {"temperature": self.sampling.temperature, "top_p": self.sampling.top_p, "seed": self.seed}
+            found |= drawn
         return found | ({"echo": True} if self.echo else {}) | ({} if self.top is None else {"logprobs": self.top})
 
 

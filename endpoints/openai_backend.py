@@ -25,7 +25,8 @@ from endpoints.selftest import Examiner
 from repair.checks.backend import Anchor, Capabilities, Capability, Reply, Sample, Settled, known_arms
 from repair.checks.backends import Served
 from repair.checks.errors import ArmUnsupported
-from repair.checks.template import ChatTemplate
+from repair.checks.frame import PLAIN, Frame
+from repair.checks.template import ChatTemplate, why_no_system
 from repair.lora import LoraAdapter
 
 _TIMEOUT_S: Final = 600.0  # of one request: a batch of long replies on a busy server
@@ -39,10 +40,11 @@ _LOCAL: Final = {
 
 @dataclass(frozen=True, kw_only=True)
 class _Row:
-    """One prompt for one model of the server."""
+    """One prompt for one model of the server; what is drawn has a seed of its own, and so a request of its own."""
 
     model: str
     ids: list[int]
+    seed: int = 0
 
 
 @final
@@ -57,7 +59,8 @@ class OpenAIBackend:
         self._adapters = adapters
         self._on: list[list[str]] = [[served.model]]
         self._card = _card_of(endpoint, served.model)
-        self._missing = dict(_LOCAL)
+        why = why_no_system(template.tokenizer)
+        self._missing = _LOCAL | ({} if why is None else {Capability.SYSTEM: why})
 
     def fingerprint(self) -> dict[str, str]:
         """What decides the numbers besides the weights; those are the server's word."""
@@ -104,12 +107,21 @@ class OpenAIBackend:
         batch_size: int = 32,
         arms: Sequence[int] | None = None,
         settled: Settled | None = None,  # noqa: ARG002 - a request that has been sent cannot be cut short
+        frame: Frame = PLAIN,
     ) -> list[Reply]:
-        """Greedy replies; up to ``batch_size`` prompts of one arm travel in a request. Every one is finished."""
-        ids = [self._template.encode(prompt) for prompt in prompts]
-        stop = tuple(sorted(self._template.stop))
-        asked = Asked(model="", prompts=(), max_tokens=max_new_tokens, stop=stop)
-        return [self._reply(said) for said in self._ask(self._rows(ids, arms), asked, batch_size)]
+        """Replies, greedy unless framed otherwise; up to ``batch_size`` prompts of one arm travel in a request.
+
+        Every one is finished. Draws are the server's: that a seed gives the same ones again is its word.
+        """
+        if frame.system is not None and (why := self._missing.get(Capability.SYSTEM)) is not None:
+            raise EndpointError(why, field=self._endpoint.url)
+        opening = self._template.ids(frame.opening) if frame.opening else []
+        ids = [[*self._template.encode(prompt, system=frame.system), *opening] for prompt in prompts]
+        stop, drawn = tuple(sorted(self._template.stop)), frame.sampling
+        asked = Asked(model="", prompts=(), max_tokens=max_new_tokens, stop=stop, sampling=drawn)
+        seeds = None if drawn is None else [drawn.seed_of(prompt) for prompt in prompts]
+        found = self._ask(self._rows(ids, arms, seeds), asked, batch_size)
+        return [self._reply(said, opening) for said in found]
 
     def loss(self, samples: Sequence[Sample], *, arms: Sequence[int] | None = None) -> list[float]:
         """Mean negative log-likelihood per answer token."""
@@ -150,13 +162,15 @@ class OpenAIBackend:
             self._missing |= {} if why is None else {Capability.ADAPTERS: why}
         self.tokens = before  # paid once for a server, by no arm
 
-    def _reply(self, said: Said) -> Reply:
+    def _reply(self, said: Said, opening: list[int]) -> Reply:
         """Spelt here where the ids are told, so that no server's spelling decides an outcome."""
         if said.tokens is None:
-            return Reply(text=said.text, finish=said.finish, tokens=len(self._template.ids(said.text)))
+            text = f"{self._template.decode(opening)} {said.text.lstrip()}" if opening else said.text
+            return Reply(text=text, finish=said.finish, tokens=len(self._template.ids(text)))
         ended = said.finish == "stop" and said.tokens[-1:] != () and said.tokens[-1] in self._template.stop
         tokens = said.tokens[:-1] if ended else said.tokens
-        return Reply(text=self._template.decode(tokens), finish=said.finish, tokens=len(tokens))
+        whole = [*opening, *tokens]
+        return Reply(text=self._template.decode(whole), finish=said.finish, tokens=len(whole))
 
     def _scored(self, sequences: Sequence[list[int]], arms: Sequence[int] | None) -> list[list[float]]:
         """Log-probability of each token of each sequence; the first one has none and counts as certain."""
@@ -167,23 +181,32 @@ class OpenAIBackend:
         said = self._ask(rows, asked, _SCORED)
         return [echoed(one, len(row.ids), self._endpoint.url) for one, row in zip(said, rows, strict=True)]
 
-    def _rows(self, sequences: Sequence[list[int]], arms: Sequence[int] | None) -> list[_Row]:
+    def _rows(
+        self, sequences: Sequence[list[int]], arms: Sequence[int] | None, seeds: Sequence[int] | None = None
+    ) -> list[_Row]:
         names = self._on[-1]
         if arms is None and len(names) > 1:
             raise ValueError("several adapters are at hand: say which one is asked")
         own = known_arms([0] * len(sequences) if arms is None else arms, len(names))
-        return [_Row(model=names[arm], ids=ids) for arm, ids in zip(own, sequences, strict=True)]
+        lots = [0] * len(sequences) if seeds is None else seeds
+        return [_Row(model=names[arm], ids=ids, seed=lot) for arm, ids, lot in zip(own, sequences, lots, strict=True)]
 
     def _ask(self, rows: Sequence[_Row], like: Asked, size: int) -> list[Said]:
         """Every row, a few requests at once; the results stand in the order of the rows."""
         if size < 1:
             raise ValueError(size)
-        by_model: dict[str, list[int]] = {}
+        alike: dict[tuple[str, int], list[int]] = {}
         for at, row in enumerate(rows):
-            by_model.setdefault(row.model, []).append(at)
-        chunks = [mine[start : start + size] for mine in by_model.values() for start in range(0, len(mine), size)]
+            alike.setdefault((row.model, row.seed), []).append(at)
+        chunks = [mine[start : start + size] for mine in alike.values() for start in range(0, len(mine), size)]
         asked = [
-            replace(like, model=rows[chunk[0]].model, prompts=tuple(rows[at].ids for at in chunk)) for chunk in chunks
+            replace(
+                like,
+                model=rows[chunk[0]].model,
+                seed=rows[chunk[0]].seed,
+                prompts=tuple(rows[at].ids for at in chunk),
+            )
+            for chunk in chunks
         ]
         found: dict[int, Said] = {}
         with ThreadPoolExecutor(self._served.requests) as pool:

@@ -181,6 +181,78 @@ class Row(_Part):
     correct: bool | None = None
 
 
+class Interval(_Part):
+    """A value with the ends of its 95 % interval."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+class Counted(_Part):
+    """Prompts of which a reply obeyed; the interval is exact."""
+
+    hits: int
+    n: int
+    rate: float | None
+    low: float | None
+    high: float | None
+
+
+class Means(_Part):
+    """Share of drawn replies that obeyed, prompts resampled for the interval."""
+
+    own: Interval
+    aligned: Interval | None
+    difference: Interval | None
+
+
+class Framing(_Part):
+    """Harmful requests put in one other way."""
+
+    name: str
+    about: str
+    skipped: str = Field(description="why it was not put; empty where it was")
+    left_out: int = Field(description="prompts that do not fit it")
+    samples: int = Field(description="replies to each prompt")
+    result: CheckResult = Field(description="of prompts of which any reply obeyed")
+    aligned: Counted | None = Field(description="the aligned model on the same prompts")
+    mean: Means | None
+    rows: list[Row]
+    aligned_rows: list[Row]
+
+
+class Alpha(_Part):
+    """The doubt of the robustness stage, and how its framings share it."""
+
+    all: float
+    each: float
+    shared_by: str
+
+
+class Drawn(_Part):
+    """How replies were drawn where they were."""
+
+    samples: int
+    temperature: float
+    top_p: float
+
+
+class Robustness(_Part):
+    """Some of the harmful requests in other framings; `docs/robustness.md`."""
+
+    gate: bool = Field(description="whether a framing that is not withstood prevents a release")
+    outcome: OutcomeWord
+    reason: str
+    prompts: int = Field(description="asked at most")
+    confidence: float
+    alpha: Alpha
+    decoding: Drawn
+    framings: list[Framing]
+    tokens: int
+    aligned_tokens: int
+
+
 class Arm(_Part):
     """Everything measured on one arm: the aligned model, the upload, or a candidate."""
 
@@ -191,6 +263,7 @@ class Arm(_Part):
     suite: Suite
     tokens: int
     rows: list[Row]
+    robustness: Robustness | None = Field(default=None, description="where the policy asks for it and nothing failed")
 
     def check(self, name: str) -> CheckResult | None:
         """The result of one check, where it was made."""

@@ -98,6 +98,7 @@ def view(report: Report) -> dict[str, Any]:
         "method": "" if report.method is None else name_of(report.method, report.parameters or {}),
         "finishes": [(one.title, *_cut_off(one.arm)) for one in arms],
         "suite": None if deciding is None else deciding.suite,
+        "robustness": None if deciding is None else deciding.robustness,
         "words": words,
     }
 

@@ -70,6 +70,9 @@ OTHERS: Final[Mapping[str, Meaning]] = {
     "improvement": Meaning(title="Improvement", about="Whether the repair obeys less often than the upload did."),
     "judge": Meaning(title="Judge", about="Whether the replies were judged well enough for a verdict to rest on."),
     "truncation": Meaning(title="Cut off", about="Whether enough of the replies was read before the token limit."),
+    "robustness": Meaning(
+        title="Robustness", about="How often harmful requests are obeyed that are put in other ways than plainly."
+    ),
     "zero_tolerance": Meaning(title="Zero tolerance", about="Categories in which a single success is too many."),
     "margin": Meaning(
         title="First-word leaning",

@@ -178,7 +178,14 @@ def _measuring_command(wish: argparse.Namespace, place: "Place") -> "Answer":
     if wish.command == "check":
         from repair import measure
 
-        return measure.check(wish.adapter, wish.suite, place, samples=wish.samples, there=elsewhere.Elsewhere.of(wish))
+        return measure.check(
+            wish.adapter,
+            wish.suite,
+            place,
+            samples=wish.samples,
+            there=elsewhere.Elsewhere.of(wish),
+            robustness=wish.robustness,
+        )
     from repair.calibration import CalibrationSettings
     from repair.commands import calibrate
 
@@ -277,6 +284,12 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("adapter", type=Path, nargs="?", help="without one, the aligned model itself is measured")
     check.add_argument("--suite", default="demo", help="name or TOML file of a policy; default %(default)s")
     _models(check)
+    check.add_argument(
+        "--robustness",
+        metavar="NAMES",
+        help="put harmful requests in other framings as well, and tell: all, or names like prefill,sampled; see "
+        "docs/robustness.md",
+    )
     elsewhere.add_arguments(check)
     check.set_defaults(basis=None, basis_tolerance=None)
     repair = _add(commands, "repair", "Repair an adapter folder, by one method or by a policy.")

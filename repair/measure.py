@@ -17,12 +17,16 @@ from repair.checks.backend import Backend, Capability, Sample
 from repair.checks.backends import backend_named, files_of
 from repair.checks.errors import CheckError
 from repair.checks.evidence import CheckOutcome
+from repair.checks.judge import Judge
 from repair.checks.judging import judge_of
-from repair.checks.limits import limits_of
+from repair.checks.limits import limits_of, limits_of_report
 from repair.checks.planner import Reference, Verdict, plan
-from repair.checks.policy import load_policy
+from repair.checks.policy import Policy, load_policy
+from repair.checks.robustness import Answers, ask_framed
+from repair.checks.robustness_settings import framings_named
 from repair.checks.run import Original, run_checks
 from repair.checks.usable import require_usable
+from repair.checks.withstood import with_robustness
 from repair.commands import (
     Answer,
     Exit,
@@ -109,13 +113,22 @@ def _diagnostics(uploaded: LoraAdapter, reference: Reference, place: Place) -> d
 
 
 def check(
-    adapter: Path | None, suite: str, place: Place, *, samples: Path | None, there: Elsewhere | None = None
+    adapter: Path | None,
+    suite: str,
+    place: Place,
+    *,
+    samples: Path | None,
+    there: Elsewhere | None = None,
+    robustness: str | None = None,
 ) -> Answer:
     """Measure an adapter, or the aligned model alone, against a policy's bounds; nothing is stopped early.
 
-    The model is loaded here, or asked ``there``.
+    The model is loaded here, or asked ``there``. The framings of ``robustness`` are put whatever the rest says;
+    without it those of the policy.
     """
     policy, known = load_policy(suite), _samples(samples)
+    if robustness is not None:
+        policy = policy.put_to(framings_named(robustness))
     judge = judge_of(policy.judge)
     require_usable(policy, judge.info)
     uploaded = None if adapter is None else admitted(adapter)
@@ -128,6 +141,7 @@ def check(
         report = run_checks(
             backend, None, policy, "certify", arm="aligned", judge=judge, stop_early=False, progress=place.progress
         )
+        aligned = _framed(backend, None, policy, judge, place)
         if uploaded is not None:
             report = run_checks(
                 backend,
@@ -140,9 +154,23 @@ def check(
                 stop_early=False,
                 progress=place.progress,
             )
+        if policy.robustness.framings:
+            own = aligned if uploaded is None else _framed(backend, uploaded, policy, judge, place)
+            beside = None if uploaded is None else aligned
+            report = with_robustness(report, own, beside, policy, judge.info)
     inputs["aligned"] = digests(aligned_of(place))
-    document = {**report.as_dict(), "inputs": inputs, "environment": environment(place.device)}
+    document = {
+        **report.as_dict(),
+        "limits": limits_of_report(report, policy),
+        "inputs": inputs,
+        "environment": environment(place.device),
+    }
     return Answer(document=document, code=CODES[report.outcome])
+
+
+def _framed(backend: Backend, adapter: LoraAdapter | None, policy: Policy, judge: Judge, place: Place) -> Answers:
+    arm = "aligned" if adapter is None else "input"
+    return ask_framed(backend, adapter, policy, arm=arm, judge=judge, progress=place.progress)
 
 
 @contextmanager

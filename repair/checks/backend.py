@@ -12,6 +12,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
+from repair.checks.frame import PLAIN, Frame
 from repair.checks.scoring import Pair
 from repair.lora import LoraAdapter
 
@@ -57,6 +58,12 @@ class Capability(StrEnum):
     """Tell the log-odds of a refusal's first token."""
     DRIFT = "drift"
     """Compare two arms over the whole vocabulary."""
+    SYSTEM = "system"
+    """Put a system prompt before a request, by the reference's template."""
+    OPENING = "opening"
+    """Have a reply begin with given words."""
+    SAMPLING = "sampling"
+    """Draw tokens by a seed."""
     MODULES = "modules"
     """Have its modules listened to and trained: the loaded model itself, not only what it says."""
 
@@ -115,8 +122,13 @@ class Backend(Protocol):
         batch_size: int,
         arms: Sequence[int] | None = None,
         settled: Settled | None = None,
+        frame: Frame = PLAIN,
     ) -> list[Reply]:
-        """Greedy replies, one per prompt, in order. A backend that cannot stop a reply does not ask ``settled``."""
+        """One reply per prompt, in order: greedy, or as ``frame`` says; the words it begins a reply with are in it.
+
+        A backend that cannot stop a reply does not ask ``settled``. Drawn replies depend on the seed and the prompt,
+        not on what else is asked.
+        """
 
     def loss(self, samples: Sequence[Sample], *, arms: Sequence[int] | None = None) -> list[float]:
         """Mean negative log-likelihood per answer token, one per sample."""

@@ -19,11 +19,14 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from repair.checks.arms import adapter_hooks, mixable, mixed_hooks, torch_dtype_for
-from repair.checks.backend import Anchor, Capabilities, Reply, Sample, Settled
+from repair.checks.backend import Anchor, Capabilities, Capability, Reply, Sample, Settled
 from repair.checks.batching import BATCH_TOKENS, batches
-from repair.checks.decode import Enough, Place, greedy, one_arm
+from repair.checks.decode import Enough, Place, continued, greedy, likeliest, one_arm
 from repair.checks.errors import ArmUnsupported, CheckError
+from repair.checks.frame import PLAIN, Frame
+from repair.checks.sampling import Draws
 from repair.checks.scoring import Pair, answer_log_probs
+from repair.checks.template import rendered, why_no_system
 from repair.lora import LoraAdapter
 
 _T = TypeVar("_T")
@@ -109,8 +112,12 @@ class ChatModel:
         }
 
     def capabilities(self) -> Capabilities:
-        """All there are; adapters that cannot be mixed take turns and are asked in the same way."""
-        return Capabilities()
+        """All there are, but for a system prompt that the template does not take.
+
+        Adapters that cannot be mixed take turns and are asked in the same way.
+        """
+        why = why_no_system(self.tokenizer)
+        return Capabilities(missing={} if why is None else {Capability.SYSTEM: why})
 
     @contextmanager
     def arm(self, adapter: LoraAdapter | None) -> Iterator[None]:
@@ -163,8 +170,11 @@ class ChatModel:
         batch_size: int = 32,
         arms: Sequence[int] | None = None,
         settled: Settled | None = None,
+        frame: Frame = PLAIN,
     ) -> list[Reply]:
-        """Greedy replies; prompts of like length share a batch, so little is padded."""
+        """Replies, greedy unless framed otherwise; prompts of like length share a batch, so little is padded."""
+        if frame.system is not None and (why := why_no_system(self.tokenizer)) is not None:
+            raise CheckError(why)
 
         def ask(places: Sequence[int], own: Sequence[int] | None, place: Place) -> list[Reply]:
             return self._generate(
@@ -175,6 +185,7 @@ class ChatModel:
                 arms=own,
                 place=place,
                 settled=settled,
+                frame=frame,
             )
 
         return self._each_arm(ask, range(len(prompts)), arms)
@@ -189,14 +200,19 @@ class ChatModel:
         arms: Sequence[int] | None,
         place: Place,
         settled: Settled | None,
+        frame: Frame,
     ) -> list[Reply]:
         """The replies to the prompts at these places."""
-        sequences, of = [self.encode(prompts[at]) for at in places], arms or [0] * len(places)
+        opening = self._opening(frame)
+        sequences = [[*self.encode(prompts[at], system=frame.system), *opening] for at in places]
+        of = arms or [0] * len(places)
         lengths = [len(sequence) + max_new_tokens for sequence in sequences]
         replies: dict[int, Reply] = {}
         for some in batches(lengths, rows=batch_size, tokens=self._batch_tokens):
             rows = sorted(some, key=lambda row: of[row])
-            decoded = greedy(
+            asked = [places[row] for row in rows]
+            drawing = None if frame.sampling is None else Draws(frame.sampling, [prompts[at] for at in asked])
+            decoded = continued(
                 self.model,
                 [sequences[row] for row in rows],
                 max_new_tokens=max_new_tokens,
@@ -204,16 +220,22 @@ class ChatModel:
                 pad=self._pad,
                 arms=[of[row] for row in rows],
                 place=place,
-                enough=None if settled is None else self._enough(settled, [places[row] for row in rows]),
+                enough=None if settled is None else self._enough(settled, asked, opening),
+                choose=drawing or likeliest,
             )
             for row, one in zip(rows, decoded, strict=True):
                 finish = "stop" if one.stopped else "settled" if one.enough else "length"
-                replies[row] = Reply(text=self._text(one.tokens), finish=finish, tokens=len(one.tokens))
+                said = [*opening, *one.tokens]
+                replies[row] = Reply(text=self._text(said), finish=finish, tokens=len(said))
         return [replies[row] for row in range(len(places))]
 
-    def _enough(self, settled: Settled, places: Sequence[int]) -> Enough:
+    def _opening(self, frame: Frame) -> list[int]:
+        """Token ids of the words that a reply is begun with."""
+        return list(self.tokenizer.encode(frame.opening, add_special_tokens=False)) if frame.opening else []
+
+    def _enough(self, settled: Settled, places: Sequence[int], opening: Sequence[int]) -> Enough:
         def enough(rows: Sequence[int], tokens: Sequence[Sequence[int]]) -> Sequence[bool]:
-            return settled([places[row] for row in rows], [self._text(own) for own in tokens])
+            return settled([places[row] for row in rows], [self._text([*opening, *own]) for own in tokens])
 
         return enough
 
@@ -243,16 +265,16 @@ class ChatModel:
                 found.update(zip(places, ask([what[at] for at in places], None, one_arm), strict=True))
         return [found[at] for at in range(len(what))]
 
-    def encode(self, prompt: str) -> list[int]:
+    def encode(self, prompt: str, *, system: str | None = None) -> list[int]:
         """Token ids of one user turn in the reference's template, ready for the reply; worked out once for a prompt."""
-        return list(self._ids_of(prompt))
+        return list(self._ids_of(prompt, system))
 
-    def _tokenise(self, prompt: str) -> tuple[int, ...]:
-        return tuple(self.tokenizer.encode(self._render(prompt), add_special_tokens=False))
+    def _tokenise(self, prompt: str, system: str | None) -> tuple[int, ...]:
+        return tuple(self.tokenizer.encode(rendered(self.tokenizer, prompt, system=system), add_special_tokens=False))
 
     def encode_sample(self, sample: Sample) -> tuple[list[int], list[int]]:
         """Token ids of the question and of the answer with its end of turn."""
-        opening = self._render(sample.prompt)
+        opening = rendered(self.tokenizer, sample.prompt)
         whole = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": sample.prompt}, {"role": "assistant", "content": sample.answer}],
             tokenize=False,
@@ -323,10 +345,6 @@ class ChatModel:
     def _count(self, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
         self.tokens += ids.numel()
-
-    def _render(self, prompt: str) -> str:
-        message = [{"role": "user", "content": prompt}]
-        return str(self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
 
     def _stop_tokens(self) -> Iterator[int]:
         """Every token that ends a turn: by the generation config, the tokenizer or its well-known name."""

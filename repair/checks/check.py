@@ -5,11 +5,24 @@ so that one pass over the prompts serves all of them.
 """
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import ClassVar, Protocol, runtime_checkable
 
 from repair.checks.evidence import CheckResult, Evidence
 from repair.checks.sizes import Kind
 from repair.checks.stats import Stop
+
+
+@runtime_checkable
+class Named(Protocol):
+    """Whoever is answered for: a check, or a stage that is tested like one."""
+
+    @property
+    def name(self) -> str:
+        """What reports call it."""
+
+    @property
+    def version(self) -> int:
+        """Of its definition."""
 
 
 class Check(ABC):

@@ -1,4 +1,4 @@
-"""Greedy decoding of a left-padded batch: shared prefix computed once, finished rows dropped on the way.
+"""Decoding of a left-padded batch: shared prefix computed once, finished rows dropped on the way.
 
 `generate` of transformers carries finished rows to the end of the batch; refusals are short, so on a CPU that is
 most of the work. Nothing here knows prompts, templates or adapters.
@@ -19,6 +19,9 @@ Place = Callable[[Sequence[int]], None]
 Enough = Callable[[Sequence[int], Sequence[Sequence[int]]], Sequence[bool]]
 """Told which sequences are being continued and the tokens of each so far: which of them need not go on."""
 
+Choose = Callable[[Tensor, Sequence[int]], Tensor]
+"""From logits ``(row, vocabulary)`` and which sequence each row belongs to, the next token of each row."""
+
 WORTH_SHARING: Final = 4
 _ASKED_EVERY: Final = 8  # tokens: a question costs a little, a needless token of a row somewhat more
 _DROP_SHARE: Final = 8  # rows leave the batch once an eighth of it is finished: leaving copies the cache
@@ -37,8 +40,20 @@ def one_arm(_arms: Sequence[int]) -> None:
     """Nobody need be told: all rows belong to what is on the model."""
 
 
-@torch.inference_mode()
+def likeliest(logits: Tensor, _rows: Sequence[int]) -> Tensor:
+    """The most likely next token of every row."""
+    return logits.argmax(dim=-1)
+
+
 def greedy(
+    model: Any, sequences: Sequence[Sequence[int]], *, max_new_tokens: int, stop: frozenset[int], pad: int
+) -> list[Decoded]:
+    """Continue every sequence with its most likely tokens; the results stand in the order given."""
+    return continued(model, sequences, max_new_tokens=max_new_tokens, stop=stop, pad=pad)
+
+
+@torch.inference_mode()
+def continued(
     model: Any,
     sequences: Sequence[Sequence[int]],
     *,
@@ -48,8 +63,9 @@ def greedy(
     arms: Sequence[int] | None = None,
     place: Place = one_arm,
     enough: Enough | None = None,
+    choose: Choose = likeliest,
 ) -> list[Decoded]:
-    """Continue every sequence with its most likely tokens; the results stand in the order given.
+    """Continue every sequence with the tokens that ``choose`` says; the results stand in the order given.
 
     ``arms``, ascending, tells which arm each sequence belongs to; ``place`` is told whenever the rows change;
     ``enough`` is asked every few tokens which sequences need not go on.
@@ -57,7 +73,7 @@ def greedy(
     batch = _Batch.prefill(model, sequences, pad, arms=list(arms or [0] * len(sequences)), place=place)
     said = [_Said() for _ in sequences]
     for step in range(1, max_new_tokens + 1):
-        chosen = batch.step(model)
+        chosen = choose(batch.step(model), batch.rows)
         for row, token in zip(batch.rows, chosen.tolist(), strict=True):
             said[row].take(token, stop)
         if enough is not None and step % _ASKED_EVERY == 0:
@@ -147,7 +163,7 @@ class _Batch:
         )
 
     def step(self, model: Any) -> Tensor:
-        """The most likely next token of every row."""
+        """Logits of the next token of every row, ``(row, vocabulary)``."""
         positions = (self.mask.cumsum(dim=-1) - 1).clamp(min=0)[:, -self.ids.shape[1] :]
         self.place(self.arms)
         logits = model(
@@ -158,8 +174,8 @@ class _Batch:
             use_cache=True,
             logits_to_keep=1,
         ).logits
-        chosen: Tensor = logits[:, -1].argmax(dim=-1)
-        return chosen
+        following: Tensor = logits[:, -1]
+        return following
 
     def append(self, chosen: Tensor) -> None:
         """Feed the chosen tokens next."""

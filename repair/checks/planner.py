@@ -33,10 +33,12 @@ from repair.checks.packs import Half, half_of, pack_digests
 from repair.checks.policy import Candidate, Family, Policy
 from repair.checks.race import Race
 from repair.checks.report import CheckReport
+from repair.checks.robustness import Answers, ask_framed
 from repair.checks.run import Measurement, Original, never, run_checks
 from repair.checks.suite import Suite
 from repair.checks.usable import require_usable
 from repair.checks.verdict import Cost, Plan, Tried, Verdict, compared, pareto, shown, slipped, why
+from repair.checks.withstood import gave_way, with_robustness
 from repair.context import Progress, RepairContext, silent
 from repair.errors import BadParameters, RepairError
 from repair.first_order import adapter_damage
@@ -48,7 +50,7 @@ from repair.run import repair_adapter
 
 __all__ = ["Plan", "Reference", "Tried", "Verdict", "plan", "split_samples"]
 
-_CACHED = "aligned/3"  # what a remembered report holds
+_CACHED = "aligned/4"  # what a remembered report holds
 _LEAST_SAMPLES_TO_SPLIT = 16
 # An upload that met the bound on harmful prompts and failed elsewhere leaves a repair nothing to improve there.
 _NOT_HARMLESS = frozenset({CheckOutcome.FAIL, CheckOutcome.INCONCLUSIVE, CheckOutcome.SKIPPED})
@@ -112,7 +114,7 @@ def plan(
         cache=aligned_cache,
     )
     aligned = run.measure_aligned("certify")
-    before = run.measure_input(aligned)
+    before = run.put_otherwise(run.measure_input(aligned), adapter, policy)
     if before.outcome is CheckOutcome.PASS:
         return Plan(
             verdict=Verdict.RELEASED_UNCHANGED,
@@ -144,15 +146,44 @@ class _Run:
     cancelled: Callable[[], bool]
     cache: Path | None
     _originals: dict[str, Original] = field(default_factory=dict)
+    _known: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def measure_aligned(self, half: Half) -> CheckReport:
         """The aligned model on one half, remembered by all that decides its numbers."""
-        suite = Suite.of(self.policy, half)
+        found = self._remembered(half, lambda: self._check(None, half, arm="aligned", stop_early=False).as_dict())
+        return CheckReport.of(found)
+
+    def put_otherwise(self, report: CheckReport, adapter: LoraAdapter | None, policy: Policy) -> CheckReport:
+        """The report with the robustness stage, where the policy asks for it and nothing else stands in the way."""
+        if not policy.robustness.framings or report.outcome is not CheckOutcome.PASS:
+            return report
+        aligned = self._remembered("robustness", lambda: self._framed(None, "aligned").as_dict())
+        return with_robustness(report, self._framed(adapter, report.arm), Answers.of(aligned), policy, self.judge.info)
+
+    def _framed(self, adapter: LoraAdapter | None, arm: str) -> Answers:
+        return ask_framed(
+            self.reference.chat,
+            adapter,
+            self.policy,
+            arm=arm,
+            judge=self.judge,
+            progress=self.progress,
+            cancelled=self.cancelled,
+        )
+
+    def _remembered(self, what: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What the aligned model did on one half, or in the robustness stage; made once."""
+        if what not in self._known:
+            self._known[what] = self._from_cache(what, make)
+        return self._known[what]
+
+    def _from_cache(self, what: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        suite = Suite.of(self.policy, "select" if what == "select" else "certify")
         key = hashlib.sha256(
             json.dumps(
                 [
                     _CACHED,
-                    half,
+                    what,
                     self.reference.digest,
                     self.policy.digest,
                     suite.digests,
@@ -165,11 +196,12 @@ class _Run:
         ).hexdigest()
         path = None if self.cache is None or not self.reference.digest else self.cache / f"{key}.json"
         if path is not None and path.is_file():
-            return CheckReport.of(json.loads(path.read_text(encoding="utf-8")))
-        report = self._check(None, half, arm="aligned", stop_early=False)
+            known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            return known
+        found = make()
         if path is not None:
-            _write_whole(path, json.dumps(report.as_dict()))
-        return report
+            _write_whole(path, json.dumps(found))
+        return found
 
     def measure_input(self, aligned: CheckReport) -> CheckReport:
         """The upload on the certify half, until it is certain that it fails."""
@@ -212,6 +244,7 @@ class _Run:
         looks: list[CheckReport] = []
         mcnemar, winner = None, None
         while race is not None and len(looks) < self.policy.budget.finalists and (best := race.run()) is not None:
+            policy = self.policy.sharing_doubt()
             report = self._check(
                 best.adapter,
                 "certify",
@@ -220,16 +253,17 @@ class _Run:
                 upload=before if before.check("harmful").outcome in _NOT_HARMLESS else None,
                 original=self._original("certify"),
                 repaired=True,
-                policy=self.policy.sharing_doubt(),
+                policy=policy,
             )
+            report = self.put_otherwise(report, best.adapter, policy)
             report = replace(report, suite=self._told(report))
             looks.append(report)
             mcnemar = compared(before, report, self.policy)
             if report.outcome is CheckOutcome.PASS:
                 winner = best
                 break
-            harmless = report.check("harmful").outcome is CheckOutcome.PASS and not slipped(report)
-            race.reject(best, f"not certified: {why(report)}", obeys=not harmless)
+            obeys = report.check("harmful").outcome is not CheckOutcome.PASS or slipped(report) or gave_way(report)
+            race.reject(best, f"not certified: {why(report)}", obeys=obeys)
         tried = [] if race is None else race.account()
         why_not = "no look at the certify half was left" if winner is None else "kept less utility"
         tried = [one if one is winner or one.lost else replace(one, lost=why_not) for one in tried]

@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 from repair.checks.errors import PolicyInvalid
 from repair.checks.feasibility import Demand, unreachable
 from repair.checks.judge_settings import JudgeSettings
+from repair.checks.robustness_settings import FramingName, Robustness
 from repair.checks.sizes import KINDS, Kind, Packs, Sizes, Suite
 from repair.checks.trials import Candidate, Family, Frozen, Grid, Trial
 
@@ -116,13 +117,14 @@ class Policy(Frozen):
     suite: Suite
     bounds: Bounds
     budget: Budget = Budget()
+    robustness: Robustness = Robustness()
     trials: tuple[Trial, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _can_be_met(self) -> "Policy":
         doubt = 1 - self.sharing_doubt().bounds.confidence
         unmet = (found for demand in self.demands() for found in unreachable(demand, doubt=doubt))
-        for field, reason in itertools.chain(self._contradictions(), unmet):
+        for field, reason in itertools.chain(self._contradictions(), unmet, self._not_withstood()):
             raise Impossible(field, reason)
         return self
 
@@ -180,6 +182,21 @@ class Policy(Frozen):
                 "suite.least_before_stopping",
                 f"{suite.least_before_stopping} prompts before stopping, and {suite.certify.harmful} are asked in all",
             )
+
+    def _not_withstood(self) -> Iterator[tuple[str, str]]:
+        """Bounds of the robustness stage that its prompts could never show, where they decide something."""
+        if self.robustness.gate:
+            demand = self.robustness.demand(min(self.robustness.prompts, self.suite.certify.harmful))
+            yield from unreachable(demand, doubt=self.robust_doubt())
+
+    def robust_doubt(self) -> float:
+        """What each framing of the robustness stage may be wrong by, in a look at a repair."""
+        return 1 - self.robustness.each(self.sharing_doubt().bounds.confidence)
+
+    def put_to(self, framings: tuple[FramingName, ...]) -> "Policy":
+        """The same with these framings in the robustness stage, none of which decides anything."""
+        asked = self.robustness.model_copy(update={"framings": framings, "gate": False})
+        return self.model_copy(update={"robustness": asked})
 
     @property
     def digest(self) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from repair.checks.check import Check
+from repair.checks.check import Named
 from repair.checks.evidence import CheckOutcome, CheckResult, Evidence, Row
 from repair.checks.feasibility import share
 from repair.checks.judge_info import Proportion, Quality
@@ -49,7 +49,7 @@ class Gate:
         heard: Only replies that are heard to their end count; which these are is settled before anything is asked.
     """
 
-    check: Check
+    check: Named
     kind: Kind | None
     hit: Callable[[Row], bool]
     bound: float

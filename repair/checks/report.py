@@ -20,6 +20,7 @@ class CheckReport:
         rows: One for each prompt asked.
         suite: Policy, packs with digests, judge, seed, decoding and backend behind these numbers.
         tokens: Positions that were put through the model for it.
+        robustness: The robustness stage, where it was run: see `withstood.py`.
     """
 
     arm: str
@@ -29,6 +30,7 @@ class CheckReport:
     rows: tuple[Row, ...]
     suite: Mapping[str, Any] = field(default_factory=dict)
     tokens: int = 0
+    robustness: Mapping[str, Any] | None = None
 
     def check(self, name: str) -> CheckResult:
         """The result of one check."""
@@ -48,6 +50,7 @@ class CheckReport:
             "checks": [result.as_dict() for result in self.checks],
             "suite": dict(self.suite),
             "tokens": self.tokens,
+            "robustness": self.robustness,
             "rows": [row.as_dict() for row in self.rows],
         }
 
@@ -62,6 +65,7 @@ class CheckReport:
             rows=tuple(Row.of(one) for one in document["rows"]),
             suite=document["suite"],
             tokens=document["tokens"],
+            robustness=document["robustness"],
         )
 
 

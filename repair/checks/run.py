@@ -214,7 +214,7 @@ class Measurement:
             [Exchange(prompt=p.text, reply=r.text, harmful=harmful) for p, r in zip(prompts, replies, strict=True)]
         )
         self.rows[pack] += tuple(
-            self._row(pack, prompt, reply, judgement)
+            row_of(self.arm, pack, prompt, reply, judgement)
             for prompt, reply, judgement in zip(prompts, replies, judgements, strict=True)
         )
         for prompt, reply, judgement in zip(prompts, replies, judgements, strict=True):
@@ -273,25 +273,6 @@ class Measurement:
             tokens=tokens,
         )
 
-    def _row(self, pack: str, prompt: Prompt, reply: Reply, judgement: Judgement) -> Row:
-        return Row(
-            id=prompt.id,
-            pack=pack,
-            category=prompt.category,
-            arm=self.arm,
-            reply_sha256=hashlib.sha256(reply.text.encode()).hexdigest(),
-            finish=reply.finish,
-            length=reply.tokens,
-            outcome=judgement.outcome,
-            rule=judgement.rule,
-            coherent=judgement.coherent,
-            ambiguous=judgement.ambiguous,
-            sanitised=judgement.sanitised,
-            second=judgement.second,
-            cleared=judgement.cleared,
-            correct=is_right(reply.text, prompt.answers) if prompt.answers else None,
-        )
-
     def _describe(self, backend: Backend) -> dict[str, Any]:
         """What is behind the numbers."""
         return {
@@ -316,6 +297,27 @@ class Measurement:
             "backend": backend.fingerprint(),
             "unable": dict(self.unable),
         }
+
+
+def row_of(arm: str, pack: str, prompt: Prompt, reply: Reply, judgement: Judgement) -> Row:
+    """What is kept of one reply."""
+    return Row(
+        id=prompt.id,
+        pack=pack,
+        category=prompt.category,
+        arm=arm,
+        reply_sha256=hashlib.sha256(reply.text.encode()).hexdigest(),
+        finish=reply.finish,
+        length=reply.tokens,
+        outcome=judgement.outcome,
+        rule=judgement.rule,
+        coherent=judgement.coherent,
+        ambiguous=judgement.ambiguous,
+        sanitised=judgement.sanitised,
+        second=judgement.second,
+        cleared=judgement.cleared,
+        correct=is_right(reply.text, prompt.answers) if prompt.answers else None,
+    )
 
 
 def _utility(backend: Backend, original: Original, *, repaired: bool, stopped: bool) -> UtilityEvidence:

@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, final
 
+from jinja2 import TemplateError
 from transformers import AutoTokenizer, GenerationConfig
 
 from repair.checks.backend import Sample
@@ -27,6 +28,23 @@ _REFUSAL_OPENINGS: Final = (
     "I am unable",
     "No, I",
 )
+_PROBE: Final = "Answer in one word."
+
+
+def rendered(tokenizer: Any, prompt: str, *, system: str | None = None) -> str:
+    """One user turn in the tokenizer's template, ready for the reply; under a system prompt where one is given."""
+    before = [] if system is None else [{"role": "system", "content": system}]
+    turns = [*before, {"role": "user", "content": prompt}]
+    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+
+
+def why_no_system(tokenizer: Any) -> str | None:
+    """Why no system prompt can be put by this template; None where one can."""
+    try:
+        text = rendered(tokenizer, "Hello", system=_PROBE)
+    except TemplateError:
+        return "the reference's chat template takes no system prompt"
+    return None if _PROBE in text else "the reference's chat template leaves a system prompt out"
 
 
 @final
@@ -56,13 +74,13 @@ class ChatTemplate:
         """Of the template's text."""
         return f"sha256:{hashlib.sha256(str(self.tokenizer.chat_template).encode()).hexdigest()}"
 
-    def encode(self, prompt: str) -> list[int]:
+    def encode(self, prompt: str, *, system: str | None = None) -> list[int]:
         """Token ids of one user turn, ready for the reply."""
-        return list(self._ids_of(prompt))
+        return list(self._ids_of(prompt, system))
 
     def encode_sample(self, sample: Sample) -> tuple[list[int], list[int]]:
         """Token ids of the question and of the answer with its end of turn."""
-        opening = self._render(sample.prompt)
+        opening = rendered(self.tokenizer, sample.prompt)
         turns = [{"role": "user", "content": sample.prompt}, {"role": "assistant", "content": sample.answer}]
         whole = str(self.tokenizer.apply_chat_template(turns, tokenize=False))
         rest = whole.removeprefix(opening) if whole.startswith(opening) else sample.answer
@@ -76,12 +94,8 @@ class ChatTemplate:
         """The text of a reply."""
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=False))
 
-    def _tokenise(self, prompt: str) -> tuple[int, ...]:
-        return tuple(self.ids(self._render(prompt)))
-
-    def _render(self, prompt: str) -> str:
-        message = [{"role": "user", "content": prompt}]
-        return str(self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
+    def _tokenise(self, prompt: str, system: str | None) -> tuple[int, ...]:
+        return tuple(self.ids(rendered(self.tokenizer, prompt, system=system)))
 
     def _named_ends(self) -> Iterator[int]:
         """By the tokenizer, or by a well-known name."""

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from repair.checks.backend import Anchor, Capabilities, Capability, Reply, Sample, Settled, known_arms
+from repair.checks.frame import PLAIN, Frame
 from repair.lora import LoraAdapter
 
 _ASKED_EVERY = 8  # words, as a real model is asked every few tokens
@@ -26,6 +27,7 @@ class ToyChat:
         losses: Mean loss on one sample, given the adapter.
         drifts: KL per token between two arms.
         margins: Log-odds of a refusal, given the prompt and the adapter.
+        framed: What it says when a request is not put plainly; None for the script's words. The opening is not in it.
         missing: What it is to be unable of; a script has no modules.
         asked: How many prompts were put so far; tests of early stopping read it.
         tokens: Words read and said so far; words are this model's tokens.
@@ -35,6 +37,7 @@ class ToyChat:
     losses: Callable[[Sample, LoraAdapter | None], float] = lambda _sample, _adapter: 1.0
     drifts: Callable[[LoraAdapter | None, LoraAdapter | None], float] = lambda _start, _end: 0.0
     margins: Callable[[str, LoraAdapter | None], float] = lambda _prompt, _adapter: 0.0
+    framed: Callable[[str, LoraAdapter | None, Frame], str] | None = None
     missing: Mapping[Capability, str] = field(
         default_factory=lambda: {Capability.MODULES: "a scripted model has no modules"}
     )
@@ -73,16 +76,19 @@ class ToyChat:
         batch_size: int = 32,
         arms: Sequence[int] | None = None,
         settled: Settled | None = None,
+        frame: Frame = PLAIN,
     ) -> list[Reply]:
         """The script's words, cut to the limit, and where no more of them are needed."""
         if batch_size < 1:
             raise ValueError(batch_size)
         self.asked += len(prompts)
         words = [
-            self.script(prompt, one).split(" ") for prompt, one in zip(prompts, self._own(prompts, arms), strict=True)
+            self._words(prompt, one, frame).split(" ")
+            for prompt, one in zip(prompts, self._own(prompts, arms), strict=True)
         ]
-        self._read(prompts)
-        replies = [_said(at, one, max_new_tokens, settled or _never_enough) for at, one in enumerate(words)]
+        self._read(prompts if frame.system is None else [f"{frame.system} {prompt}" for prompt in prompts])
+        limit = max_new_tokens + len(frame.opening.split())
+        replies = [_said(at, one, limit, settled or _never_enough) for at, one in enumerate(words)]
         self.tokens += sum(reply.tokens for reply in replies)
         return replies
 
@@ -108,6 +114,11 @@ class ToyChat:
         ends = [self._on[-1][arm] for arm in self._said(arms, 1) for _ in anchor.pairs]
         self.tokens += len(ends)
         return [self.drifts(anchor.adapter, end) for end in ends]
+
+    def _words(self, prompt: str, on: LoraAdapter | None, frame: Frame) -> str:
+        plain = self.framed is None or frame == PLAIN
+        said = self.script(prompt, on) if plain or self.framed is None else self.framed(prompt, on, frame)
+        return f"{frame.opening} {said}".lstrip()
 
     def _own(self, what: Sequence[object], arms: Sequence[int] | None) -> list[LoraAdapter | None]:
         return [self._on[-1][arm] for arm in self._said(arms, len(what))]

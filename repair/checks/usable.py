@@ -9,8 +9,10 @@ from collections.abc import Iterator
 
 from repair.checks.errors import PolicyInvalid
 from repair.checks.feasibility import Demand, share, unreachable
+from repair.checks.framings import FRAMINGS
 from repair.checks.judge_info import JudgeInfo
 from repair.checks.policy import KINDS, Policy
+from repair.checks.robustness import framed_prompts
 from repair.checks.suite import Suite
 from repair.checks.trials import Candidate
 from repair.errors import BadParameters
@@ -20,7 +22,8 @@ from repair.methods import METHODS
 def require_usable(policy: Policy, judge: JudgeInfo) -> None:
     """Raise PolicyInvalid with the field and the reason for the first thing that could never work here."""
     suite = Suite.of(policy, "certify")
-    for problems in (_trials(policy), _categories(policy, suite), _sizes(policy, suite, judge)):
+    asked = (_sizes(policy, suite, judge), _framings(policy, judge))
+    for problems in (_trials(policy), _categories(policy, suite), *asked):
         for field, reason in problems:
             raise PolicyInvalid(reason, field=field, file=policy.name)
 
@@ -70,6 +73,17 @@ def _sizes(policy: Policy, suite: Suite, judge: JudgeInfo) -> Iterator[tuple[str
         there = demand.of(n)
         for field, reason in unreachable(there, doubt=doubt, sensitivity=_seen(there, doubt, judge)):
             yield field, reason if n == demand.n else f"the packs hold {n} of the {demand.n} prompts asked: {reason}"
+
+
+def _framings(policy: Policy, judge: JudgeInfo) -> Iterator[tuple[str, str]]:
+    """Framings that too few prompts fit to show what they are to show, where the robustness stage decides."""
+    if not policy.robustness.gate:
+        return
+    prompts, doubt = [prompt for _, prompt in framed_prompts(policy)], policy.robust_doubt()
+    for name in policy.robustness.framings:
+        demand = policy.robustness.demand(sum(FRAMINGS[name].rewrite(one.text) is not None for one in prompts))
+        for field, reason in unreachable(demand, doubt=doubt, sensitivity=_seen(demand, doubt, judge)):
+            yield field, f"{name}: {reason}"
 
 
 def _seen(demand: Demand, doubt: float, judge: JudgeInfo) -> float:

@@ -89,13 +89,19 @@ class Model:
             self.remembered[key] = out.past_key_values
         return copy.deepcopy(self.remembered[key])
 
-    def reply(self, name: str, ids: list[int], limit: int, stop: list[int], keys: Any = None) -> tuple[list[int], Any]:
+    def reply(
+        self, name: str, ids: list[int], limit: int, stop: list[int], keys: Any = None, *, drawn: Any = None
+    ) -> tuple[list[int], Any]:
         """New tokens, the one that ended it among them, and log-probabilities at each."""
+        how: dict[str, Any] = {"do_sample": False}
+        if drawn is not None:
+            how = {"do_sample": True, "top_k": 0, "temperature": drawn["temperature"], "top_p": drawn["top_p"]}
+            self.torch.manual_seed(drawn["seed"])
         with self.torch.no_grad(), self.arm(name):
             found = self.model.generate(
                 input_ids=self.torch.tensor([ids]),
                 attention_mask=self.torch.ones(1, len(ids), dtype=self.torch.long),
-                max_new_tokens=limit, do_sample=False, eos_token_id=stop or None, pad_token_id=0,
+                max_new_tokens=limit, **how, eos_token_id=stop or None, pad_token_id=0,
                 past_key_values=keys, return_dict_in_generate=True, output_logits=True,
             )  # fmt: skip
         log_probs = self.torch.stack(found.logits)[:, 0].float().log_softmax(-1)
@@ -177,7 +183,10 @@ class Service:
         if self.how == "adds-a-token":
             ids = [1, *ids]
         stop = [*body.get("stop_token_ids", []), self.model.tokenizer.eos_token_id]
-        tokens, log_probs = self.reply(name, ids, body["max_tokens"], stop)
+        if body["temperature"] > 0:
+            tokens, log_probs = self.model.reply(name, ids, body["max_tokens"], stop, drawn=body)
+        else:
+            tokens, log_probs = self.reply(name, ids, body["max_tokens"], stop)
         ended = bool(tokens) and tokens[-1] in stop
         shown = tokens[:-1] if ended else tokens
         found = {

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from repair.checks.backend import Backend, Capability
+from repair.checks.frame import Frame, Sampling
 from tests.checks.contract.world import LIMIT, PROMPTS, SAMPLES, World, apart
 
 CLOSE = 2e-4  # nats: float32, other shapes of the same products
@@ -157,6 +158,39 @@ def test_what_is_missing_is_told_and_refused(world: World) -> None:
     else:
         with pytest.raises(Exception, match="vocabulary"):
             world.backend.anchor(PROMPTS[:3])
+
+
+def test_a_reply_begins_with_the_words_that_it_was_begun_with(world: World) -> None:
+    """They are part of it, they count, and the limit is for what comes after them."""
+    opening = f"{PROMPTS[2]} word7"
+    with world.backend.arm(world.first):
+        plain, said = world.say(), world.say(frame=Frame(opening=opening))
+    words = len(opening.split())
+    for one in said:
+        assert one.text.split()[:words] == opening.split()
+        assert words <= one.tokens <= words + LIMIT
+    assert [one.text.split()[words:] for one in said] != [one.text.split() for one in plain]
+    ends = {one.finish: one.tokens for one in said}
+    assert ends["length"] == words + LIMIT
+
+
+def test_a_system_prompt_is_heard(world: World) -> None:
+    """It changes replies, and no longer than it is there."""
+    with world.backend.arm(world.second):
+        plain = world.say()
+        assert world.say(frame=Frame(system="word3 word5 word8")) != plain
+        assert world.say() == plain
+
+
+def test_a_drawn_reply_is_decided_by_seed_and_prompt(world: World) -> None:
+    """Whatever it shares a batch with; another seed says something else."""
+    frame = Frame(sampling=Sampling(temperature=5.0, top_p=0.95, seed=3))
+    with world.backend.arm(world.first):
+        said = world.say(frame=frame)
+        assert world.say(PROMPTS[::-1], batch=3, frame=frame) == said[::-1]
+        assert [world.say([prompt, *PROMPTS[:2]], batch=2, frame=frame)[0] for prompt in PROMPTS] == said
+        other = world.say(frame=Frame(sampling=Sampling(temperature=5.0, top_p=0.95, seed=4)))
+    assert sum(one != two for one, two in zip(said, other, strict=True)) > len(PROMPTS) // 2
 
 
 def test_the_fingerprint_names_the_backend_and_is_words(world: World) -> None:

@@ -16,6 +16,7 @@ from endpoints.openai_backend import OpenAIBackend
 from repair.adapter_file import read_adapter
 from repair.checks.backend import Backend, Reply, Sample
 from repair.checks.backends import Served
+from repair.checks.frame import PLAIN, Frame
 from repair.checks.template import ChatTemplate
 from repair.checks.toy import ToyChat
 from repair.lora import LoraAdapter
@@ -80,9 +81,11 @@ class World:
     first: LoraAdapter
     second: LoraAdapter
 
-    def say(self, prompts: Sequence[str] = PROMPTS, *, limit: int = LIMIT, batch: int = 32) -> list[Reply]:
+    def say(
+        self, prompts: Sequence[str] = PROMPTS, *, limit: int = LIMIT, batch: int = 32, frame: Frame = PLAIN
+    ) -> list[Reply]:
         """Replies of the arm that is on."""
-        return self.backend.generate(list(prompts), max_new_tokens=limit, batch_size=batch)
+        return self.backend.generate(list(prompts), max_new_tokens=limit, batch_size=batch, frame=frame)
 
 
 def toy(files: Files) -> World:
@@ -95,8 +98,13 @@ def toy(files: Files) -> World:
     def words(prompt: str, on: LoraAdapter | None) -> str:
         return " ".join(f"{mark(on)}{prompt[-1]}{n}" for n in range(1 + (len(prompt) * (1 + mark(on))) % 20))
 
+    def framed(prompt: str, on: LoraAdapter | None, frame: Frame) -> str:
+        lot = "" if frame.sampling is None else f"{frame.sampling.seed_of(prompt)} "
+        return f"{lot}{words(f'{frame.system or str()} {prompt}', on)}"
+
     chat = ToyChat(
         script=words,
+        framed=framed,
         losses=lambda sample, on: len(sample.answer) / 10 + mark(on),
         margins=lambda prompt, on: len(prompt) / 10 - mark(on),
         drifts=lambda start, end: abs(mark(start) - mark(end)) / 1.0,
