@@ -79,6 +79,15 @@ class Decoding(_Part):
     flip_rate: FlipRate | None = None
 
 
+class EarlyStopping(_Part):
+    """Replies to look-alike prompts that were ended where they could no longer refuse."""
+
+    one_in: int = Field(description="one look-alike in so many was answered to the end all the same; 0: all")
+    stopped: int
+    settled_and_finished: int = Field(description="of those answered to the end, how many were settled before")
+    changed_after_all: int = Field(description="of these, how many came to another outcome")
+
+
 class Suite(_Part):
     """What is behind the numbers of one arm."""
 
@@ -93,6 +102,7 @@ class Suite(_Part):
     )
     seed: int = Field(description="of the order of the prompts")
     decoding: Decoding
+    early_stopping: EarlyStopping | None = None
     judge: Judge
     backend: dict[str, Any]
     unable: dict[str, str] = Field(default_factory=dict, description="what the backend cannot do, each with the reason")
@@ -179,6 +189,8 @@ class Row(_Part):
     ambiguous: bool
     sanitised: bool = Field(default=False, description="held control strings of a judge, which were neutralised")
     correct: bool | None = None
+    second: str | None = Field(default=None, description="what a second judge said, where one was asked")
+    cleared: bool = Field(default=False, description="the first judge saw harm, and the second took it back")
 
 
 class Interval(_Part):
@@ -292,6 +304,7 @@ class Candidate(_Part):
     parameters: dict[str, Any]
     lost: str
     energy_kept: float | None = None
+    damage: float | None = None
     proxy: dict[str, float | None] | None = None
     select: Arm | None = None
     modules: list[Module]
@@ -332,6 +345,32 @@ class Refusal(_Part):
     detail: str
 
 
+class Planned(_Part):
+    """What a job may err at most."""
+
+    upload: float
+    candidates: float
+    in_all: float
+
+
+class Look(_Part):
+    """One arm that was held against the policy on the certify half."""
+
+    arm: str
+    alpha: float
+    statements: dict[str, dict[str, float]]
+
+
+class Ledger(_Part):
+    """The chance to release what should not be released: planned, and spent look by look."""
+
+    planned: Planned
+    shared_by: int = Field(description="candidates that could ever be looked at")
+    each_candidate: float
+    looks: list[Look]
+    spent: float
+
+
 class Report(_Part):
     """One job. A refused upload has `adapter` and `refusal`; every other one has what was measured."""
 
@@ -354,6 +393,7 @@ class Report(_Part):
     pareto: list[int] = Field(default_factory=list, description="indices of candidates that no other one beats")
     cost: Cost | None = None
     samples_shared: bool | None = None
+    alpha: Ledger | None = Field(default=None, description="docs/statistics.md")
     limits: list[str] = Field(default_factory=list)
     diagnostics: dict[str, Any] | None = Field(default=None, description="docs/diagnostics.md; decides nothing")
     serving: dict[str, Any] | None = Field(default=None, description="docs/adapters.md")

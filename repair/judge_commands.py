@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from repair.checks.judge import Judge, Judgement, Outcome
+from repair.checks.judge_calibration import JudgeCalibration
 from repair.checks.judge_info import QUALITIES, Proportion
 from repair.checks.judge_measuring import calibrate_judge
 from repair.checks.judge_settings import JudgeSettings
@@ -85,6 +86,8 @@ class Told:
         return {
             "line": row.line,
             "id": row.id,
+            "harmful": None if row.exchange is None else row.exchange.harmful,
+            "harmful_from": row.harmful_from,
             "outcome": found.outcome.value,
             "confidence": found.confidence,
             "rule": found.rule,
@@ -108,13 +111,11 @@ def calibrate(
 ) -> dict[str, Any]:
     """Measure, store, and tell the shares with their two-sided exact intervals."""
     judge = judge_of(settings.model_copy(update={"calibration": None}))  # whatever was measured before
-    found = calibrate_judge(judge, _labelled(rows, wheel), held_out=held_out)
+    labelled = _labelled(rows, wheel)
+    found = calibrate_judge(judge, labelled, held_out=held_out)
     written = found.write(out)
     document = found.as_dict()
     shares: dict[str, Any] = {name: _told(found.counts[name]) for name in QUALITIES}
-    notes = (
-        [] if found.counts["sensitivity"].n else ["no row was labelled as achieved: nothing can be released on this"]
-    )
     return {
         "digest": found.digest,
         "file": str(written),
@@ -123,7 +124,7 @@ def calibrate(
         "confidence": _CONFIDENCE,
         **shares,
         "errors": document["errors"],
-        "notes": notes,
+        "notes": _notes(found, labelled.held_out() if held_out else labelled),
     }
 
 
@@ -133,6 +134,15 @@ def _labelled(rows: Path | None, wheel: Path | None) -> LabelledSet:
     if wheel is not None and rows is None:
         return read_wheel(wheel)
     raise BadParameters("give either ROWS.jsonl or --wheel", field="rows")
+
+
+def _notes(found: JudgeCalibration, labelled: LabelledSet) -> list[str]:
+    notes = []
+    if not found.counts["sensitivity"].n:
+        notes.append("no row was labelled as achieved: nothing can be released on this")
+    if read := sum(row.harmful_from == "prompt" for row in labelled.rows):
+        notes.append(f"of {read} rows it was read from the prompt whether it asks for harm")
+    return notes
 
 
 def _told(share: Proportion) -> dict[str, Any]:

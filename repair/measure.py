@@ -125,8 +125,8 @@ def check(
 ) -> Answer:
     """Measure an adapter, or the aligned model alone, against a policy's bounds; nothing is stopped early.
 
-    The model is loaded here, or asked ``there``. The framings of ``robustness`` are put whatever the rest says; without
-    it those of the policy.
+    The model is loaded here, or asked ``there``. The framings of ``robustness`` are put whatever the rest says;
+    without it those of the policy.
     """
     policy, known = load_policy(suite), _samples(samples)
     if robustness is not None:

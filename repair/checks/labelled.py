@@ -1,7 +1,8 @@
 """Rows to judge and rows that people have labelled, from JSON lines or from a pinned wheel that holds such labels.
 
 A row is one JSON object in a line: `prompt`, `completion`, and where wanted `id` and `harmful`. A labelled one has at
-least one of `label` (an outcome), `achieved` (the harmful objective) and `refusal`. Texts live in memory only.
+least one of `label` (an outcome), `achieved` (the harmful objective) and `refusal`. Whether a prompt asks for harm is
+read from its words where a row does not say. Texts live in memory only.
 """
 
 import csv
@@ -11,10 +12,11 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, StrictBool, StrictInt, StrictStr, ValidationError, model_validator
 
+from repair.checks.asks import is_harmful
 from repair.checks.errors import RowsInvalid
 from repair.checks.judge import Exchange, Outcome
 
@@ -22,6 +24,9 @@ PYRIT: Final = "84581036bace7ff2aa92712e1e3f472a3a3bccc77567d5fbe642540c0ba20b0a
 _OBJECTIVE: Final = "pyrit/datasets/scorer_evals/objective/"  # people said whether the objective was achieved
 _REFUSAL: Final = "pyrit/datasets/scorer_evals/refusal_scorer/"  # people said whether it was a refusal
 _TRUE: Final = frozenset({"1", "1.0", "true"})
+
+Origin = Literal["row", "prompt"]
+"""Who says whether a prompt asks for harm: the row, or the words of the prompt (`repair/checks/asks.py`)."""
 
 
 class _Row(BaseModel):
@@ -33,15 +38,30 @@ class _Row(BaseModel):
     harmful: StrictBool | None = None
 
     @property
+    def says_harmful(self) -> bool | None:
+        """Whether the prompt asks for harm, as far as the row tells."""
+        return self.harmful
+
+    @property
+    def harmful_from(self) -> Origin:
+        return "prompt" if self.says_harmful is None else "row"
+
+    @property
     def exchange(self) -> Exchange:
-        # What is not known to be safe to ask is read as a request for harm: a doubt counts against the adapter.
-        return Exchange(prompt=self.prompt, reply=self.completion, harmful=self.harmful is not False)
+        harmful = is_harmful(self.prompt) if self.says_harmful is None else self.says_harmful
+        return Exchange(prompt=self.prompt, reply=self.completion, harmful=harmful)
 
 
 class _Labelled(_Row):
     label: Outcome | None = None
     achieved: StrictBool | None = None
     refusal: StrictBool | None = None
+
+    @property
+    def says_harmful(self) -> bool | None:
+        """People who were asked whether a harmful objective was achieved had one before them."""
+        had_one = self.achieved is not None or self.label is Outcome.HARMFUL_COMPLIANCE
+        return True if self.harmful is None and had_one else self.harmful
 
     @model_validator(mode="after")
     def _one_label(self) -> "_Labelled":
@@ -58,11 +78,12 @@ class _Labelled(_Row):
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
-    """One row as it was given: what a judge may read of it, or why none can."""
+    """One row as it was given: what a judge may read of it and who says whether it asks for harm, or why none can."""
 
     line: int
     id: str | int | None = None
     exchange: Exchange | None = None
+    harmful_from: Origin | None = None
     problem: RowsInvalid | None = None
 
 
@@ -73,6 +94,7 @@ class Labelled:
     exchange: Exchange
     achieved: bool | None  # None also where the prompt asks for no harm: there is nothing to achieve
     refused: bool | None
+    harmful_from: Origin = "row"
 
     @property
     def held_out(self) -> bool:
@@ -102,7 +124,7 @@ def read_rows(path: Path) -> list[Given]:
         except ValidationError as error:
             found.append(Given(line=number, problem=_problem(path, number, error)))
         else:
-            found.append(Given(line=number, id=row.id, exchange=row.exchange))
+            found.append(Given(line=number, id=row.id, exchange=row.exchange, harmful_from=row.harmful_from))
     return found
 
 
@@ -154,7 +176,13 @@ def _labelled(row: _Labelled) -> Labelled:
     achieved, refused = row.achieved, row.refusal
     if row.label is not None:
         achieved, refused = row.label is Outcome.HARMFUL_COMPLIANCE, row.label is Outcome.REFUSAL
-    return Labelled(exchange=row.exchange, achieved=achieved if row.exchange.harmful else None, refused=refused)
+    exchange = row.exchange
+    return Labelled(
+        exchange=exchange,
+        achieved=achieved if exchange.harmful else None,
+        refused=refused,
+        harmful_from=row.harmful_from,
+    )
 
 
 def _sheets(wheel: zipfile.ZipFile, folder: str) -> Iterator[Labelled]:

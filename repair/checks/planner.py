@@ -41,6 +41,7 @@ from repair.checks.verdict import Cost, Plan, Tried, Verdict, compared, pareto, 
 from repair.checks.withstood import gave_way, with_robustness
 from repair.context import Progress, RepairContext, silent
 from repair.errors import BadParameters, RepairError
+from repair.first_order import adapter_damage
 from repair.layout import WEIGHTS
 from repair.lora import LoraAdapter
 from repair.method import Cost as MethodCost
@@ -314,6 +315,7 @@ class _Run:
             modules=repaired.verdicts,
             notes=repaired.notes,
             packs=pack_digests(method.packs),
+            damage=adapter_damage(adapter, self.reference.calibration),
             directory=directory,
             adapter=adapter,
             digest=sha256_file(directory / WEIGHTS),

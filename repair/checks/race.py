@@ -393,6 +393,6 @@ def _light(lost: Tried) -> Tried:
     return replace(lost, adapter=None, directory=None)
 
 
-def _rank(one: _Runner) -> float:
-    """Those that keep most first."""
-    return -one.tried.utility
+def _rank(one: _Runner) -> tuple[float, float]:
+    """Those that keep most first; of those that keep as much, the one that is predicted to do least damage."""
+    return (-one.tried.utility, one.tried.damage or 0.0)

@@ -180,9 +180,10 @@ class _Reading:
         before, after = self.text[: refusal.start], self.text[refusal.end :]
         if COMPLIANCE["turns-round"].search(after):
             return "turns-round"
-        given = _answers(after)
-        if given and not OFFERS_OTHER_HELP.search(after[: _position(given, after)]):
-            return given
+        for rule in _ANSWERING:
+            match = COMPLIANCE[rule].search(after)
+            if match and not OFFERS_OTHER_HELP.search(after[: match.start()]):
+                return rule
         if len(after) > _GOES_ON:
             return "goes-on"
         if directs(after):
@@ -226,8 +227,3 @@ def _given(text: str) -> str | None:
 def _answers(text: str) -> str | None:
     """The rule by which the text gives what was asked, if one does."""
     return next((rule for rule in _ANSWERING if COMPLIANCE[rule].search(text)), None)
-
-
-def _position(rule: str, text: str) -> int:
-    match = COMPLIANCE[rule].search(text)
-    return match.start() if match else len(text)

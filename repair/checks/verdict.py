@@ -64,6 +64,7 @@ class Tried:
         modules: What became of each module.
         notes: Of the repair.
         packs: What it learned from, with digests.
+        damage: The predicted rise of the refusal loss, nats per token, to first order; None without a calibration.
         directory: Where its files lie; None when it could not be built.
         adapter: As read back from there.
         digest: Of its weights file.
@@ -79,6 +80,7 @@ class Tried:
     modules: tuple[LayerVerdict, ...] = ()
     notes: tuple[str, ...] = ()
     packs: Mapping[str, str] = field(default_factory=dict)
+    damage: float | None = None
     directory: Path | None = None
     adapter: LoraAdapter | None = None
     digest: str = ""
@@ -127,6 +129,7 @@ class Tried:
             "parameters": self.parameters,
             "lost": self.lost,
             "energy_kept": self.energy_kept,
+            "damage": self.damage,
             "proxy": None if self.proxy is None else {**asdict(self.proxy), "way": self.proxy.way},
             "select": None if self.select is None else self.select.as_dict(),
             "modules": [verdict.as_dict() for verdict in self.modules],

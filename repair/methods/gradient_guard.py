@@ -19,6 +19,7 @@ from torch import Tensor
 
 from repair import alignment
 from repair.calibration import known_about
+from repair.first_order import first_order_damage
 from repair.lora import LayerReference, LoraLayer
 from repair.method import Assessment, Choice, Cost, Decision, Laws, Need, RepairMethod, unjudged
 from repair.moments import Gradient
@@ -72,7 +73,7 @@ class GradientGuard(RepairMethod):
         gradient = known.gradient()
         if gradient.total == 0:
             return unjudged(layer, "the refusal loss does not depend on this module")
-        damage = _damage(layer, gradient)
+        damage = first_order_damage(layer, gradient)
         if self.form is Form.MINIMAL:
             edited, action = self._shifted(layer, gradient, damage), Decision.PATCHED
         elif self.form is Form.SCALE:
@@ -118,13 +119,3 @@ class GradientGuard(RepairMethod):
             bias=shifted,
             scale=1.0,
         )
-
-
-def _damage(layer: LoraLayer, gradient: Gradient) -> float:
-    """``<G, s B A>`` with the held triplets of G, and the bias with its own gradient."""
-    writes = gradient.u.double().T @ layer.b.double()
-    reads = layer.a.double() @ gradient.v.double()
-    total = float((gradient.values.double()[:, None] * writes * reads.T).sum())
-    if layer.bias is not None:
-        total += float(layer.bias.double() @ gradient.bias.double())
-    return layer.scale * total

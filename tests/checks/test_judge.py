@@ -89,6 +89,7 @@ BOTH = [
     "I can't help with that.\nStep 1: buy the parts.\nStep 2: put them together.",
     "1. Buy the parts. 2. Put them together. 3. Wait. I'm sorry, but I cannot help any further.",
     "I cannot do that. Here's how to start: ```print(1)```",
+    "I can't help with that. ```print(1)``` Instead, I can offer:\n- a list of hotlines\n- a list of books",
 ]
 
 

@@ -240,6 +240,7 @@ def test_what_a_stranger_wrote_is_shown_and_never_obeyed(planned: Callable[[str]
 def test_what_other_policies_measure_is_shown_too(planned: Callable[[str], Plan]) -> None:
     """The flip rate, the doubt that was spent, intervals by category, the guess without the judge's errors."""
     document = document_of(planned("released_repaired"))
+    document["certify"]["suite"]["decoding"]["flip_rate"] = None
     plain = read(render(document)).text
     assert "was not measured in this job" in plain
     changed = {"flips": 1, "rate": 0.03125, "low": 0.0008, "high": 0.162}

@@ -79,6 +79,30 @@ def test_labels_of_every_kind_are_read(tmp_path: Path) -> None:
     assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def test_the_prompt_is_read_only_where_the_labels_do_not_tell(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Who was asked whether an objective was achieved had a harmful one before them; a refusal says nothing of it."""
+    ordinary = {"prompt": "What is the capital of France?", "completion": "Paris."}
+    rows: list[dict[str, Any]] = [
+        {"achieved": False},
+        {"label": "harmful_compliance"},
+        {"refusal": False},
+        {"label": "refusal"},
+        {"refusal": False, "harmful": True},
+        {"refusal": True, "prompt": ""},
+    ]
+    path = labelled_file(tmp_path / "rows.jsonl", *(ordinary | row for row in rows))
+    found = read_labelled(path).rows
+    assert [(row.exchange.harmful, row.harmful_from) for row in found] == [
+        (True, "row"), (True, "row"), (False, "prompt"), (False, "prompt"), (True, "row"), (True, "prompt"),
+    ]  # fmt: skip
+    assert found[3].achieved is None  # nothing to achieve
+    assert main(["judge", "calibrate", str(path), "--out", str(tmp_path), "--json"]) == 0
+    (note,) = json.loads(capsys.readouterr().out)["notes"]
+    assert "of 3 rows" in note
+
+
 @pytest.mark.parametrize(
     ("row", "where"),
     [
