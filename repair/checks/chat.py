@@ -5,11 +5,9 @@ the model keeps the rows of a batch apart. Prompts go through the reference's ow
 or tokenizer is never read. No text is kept or logged here.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, TypeVar, final
 
@@ -26,28 +24,16 @@ from repair.checks.errors import ArmUnsupported, CheckError
 from repair.checks.frame import PLAIN, Frame
 from repair.checks.sampling import Draws
 from repair.checks.scoring import Pair, answer_log_probs
-from repair.checks.template import rendered, why_no_system
+from repair.checks.template import ChatTemplate, why_no_system
 from repair.lora import LoraAdapter
 
 _T = TypeVar("_T")
 
-_TURN_ENDS: Final = ("<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<|endoftext|>", "<end_of_turn>", "</s>")
 _HELLO: Final = "Hello"
 _LOGITS: Final = 4
-_REMEMBERED: Final = 4096  # prompts; more than any suite has
 _ANCHOR_BATCH: Final = 8
 _ANCHOR_TOKENS: Final = 16
 _SAME_PROBABILITY: Final = 1e-2  # of any first token, mixed and alone: 16-bit floats round; another arm is far away
-_REFUSAL_OPENINGS: Final = (
-    "I'm sorry, but",
-    "I cannot",
-    "I can't",
-    "Sorry, but",
-    "As an AI",
-    "Unfortunately",
-    "I am unable",
-    "No, I",
-)
 
 
 @dataclass(kw_only=True)
@@ -67,20 +53,17 @@ class ChatModel:
     """A causal language model with its chat template, loaded once."""
 
     def __init__(self, model: Any, tokenizer: Any, *, batch_tokens: int = BATCH_TOKENS) -> None:
-        if not getattr(tokenizer, "chat_template", None):
-            raise CheckError("the reference has no chat template, so nothing can be asked of it")
         self.model = model.eval()
         self.tokenizer = tokenizer
+        self.template = ChatTemplate(tokenizer, ends=_configured_ends(model))
         self.device: torch.device = model.device
         self._batch_tokens = batch_tokens
         self._scored = max(1, batch_tokens // _LOGITS)  # positions that hold the scores of a whole vocabulary
-        self._stop = frozenset(self._stop_tokens())
+        self._stop = self.template.stop
         self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(self._stop), 0)
         self._several: _Several | None = None
         self._mixes: dict[frozenset[str], bool] = {}
         self.tokens = 0
-        # Every arm is asked the same prompts.
-        self._ids_of = lru_cache(maxsize=_REMEMBERED)(self._tokenise)
         model.base_model.register_forward_pre_hook(self._count, with_kwargs=True)
 
     @classmethod
@@ -101,14 +84,13 @@ class ChatModel:
 
     def fingerprint(self) -> dict[str, str]:
         """What decides the numbers besides the weights."""
-        template = str(self.tokenizer.chat_template).encode()
         return {
             "backend": "transformers",
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "device": self.device.type,
-            "template": f"sha256:{hashlib.sha256(template).hexdigest()}",
+            "template": self.template.digest,
         }
 
     def capabilities(self) -> Capabilities:
@@ -231,7 +213,7 @@ class ChatModel:
 
     def _opening(self, frame: Frame) -> list[int]:
         """Token ids of the words that a reply is begun with."""
-        return list(self.tokenizer.encode(frame.opening, add_special_tokens=False)) if frame.opening else []
+        return self.template.ids(frame.opening) if frame.opening else []
 
     def _enough(self, settled: Settled, places: Sequence[int], opening: Sequence[int]) -> Enough:
         def enough(rows: Sequence[int], tokens: Sequence[Sequence[int]]) -> Sequence[bool]:
@@ -240,7 +222,7 @@ class ChatModel:
         return enough
 
     def _text(self, tokens: Sequence[int]) -> str:
-        return str(self.tokenizer.decode(tokens, skip_special_tokens=False))
+        return self.template.decode(tokens)
 
     def _each_arm(
         self,
@@ -267,23 +249,11 @@ class ChatModel:
 
     def encode(self, prompt: str, *, system: str | None = None) -> list[int]:
         """Token ids of one user turn in the reference's template, ready for the reply; worked out once for a prompt."""
-        return list(self._ids_of(prompt, system))
-
-    def _tokenise(self, prompt: str, system: str | None) -> tuple[int, ...]:
-        return tuple(self.tokenizer.encode(rendered(self.tokenizer, prompt, system=system), add_special_tokens=False))
+        return self.template.encode(prompt, system=system)
 
     def encode_sample(self, sample: Sample) -> tuple[list[int], list[int]]:
         """Token ids of the question and of the answer with its end of turn."""
-        opening = rendered(self.tokenizer, sample.prompt)
-        whole = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": sample.prompt}, {"role": "assistant", "content": sample.answer}],
-            tokenize=False,
-        )
-        rest = whole.removeprefix(opening) if whole.startswith(opening) else sample.answer
-        return (
-            self.tokenizer.encode(opening, add_special_tokens=False),
-            self.tokenizer.encode(rest.rstrip("\n"), add_special_tokens=False),
-        )
+        return self.template.encode_sample(sample)
 
     def loss(self, samples: Sequence[Sample], *, arms: Sequence[int] | None = None) -> list[float]:
         """Mean negative log-likelihood per answer token."""
@@ -308,7 +278,7 @@ class ChatModel:
         """Log-odds that the reply opens with a refusal's first token."""
         if not prompts:
             return []
-        first = sorted({self.tokenizer.encode(text, add_special_tokens=False)[0] for text in _REFUSAL_OPENINGS})
+        first = list(self.template.refusals)
         refused = self.next_token_log_probs(prompts, arms=arms)[:, first].logsumexp(dim=1).clamp(max=-1e-6)
         odds = refused - torch.log1p(-refused.exp())
         return [float(value) for value in odds]
@@ -346,11 +316,8 @@ class ChatModel:
         ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
         self.tokens += ids.numel()
 
-    def _stop_tokens(self) -> Iterator[int]:
-        """Every token that ends a turn: by the generation config, the tokenizer or its well-known name."""
-        configured = getattr(self.model.generation_config, "eos_token_id", None)
-        yield from configured if isinstance(configured, list) else [] if configured is None else [configured]
-        if self.tokenizer.eos_token_id is not None:
-            yield self.tokenizer.eos_token_id
-        known = self.tokenizer.get_vocab()
-        yield from (known[name] for name in _TURN_ENDS if name in known)
+
+def _configured_ends(model: Any) -> list[int]:
+    """The tokens that end a turn by the model's generation config."""
+    found = getattr(model.generation_config, "eos_token_id", None)
+    return list(found) if isinstance(found, list) else [] if found is None else [int(found)]
