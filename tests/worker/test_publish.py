@@ -196,12 +196,12 @@ def test_the_report_says_how_well_the_judge_sees(pair: tuple[Path, Path], source
     report = report_of(account, source)
     (limit,) = [one for one in report["limits"] if "Judged by" in one]
     for words in (
-        "sensitivity 98.9% (at least 9",
-        "refusal recall 59.7% (at least 48",
-        "specificity 66.0% (at least 5",
+        "sensitivity 100.0% (at least 9",
+        "refusal recall 61.3% (at least 4",
+        "specificity 63.8% (at least 5",
     ):
         assert words in limit
-    assert report["certify"]["suite"]["judge"]["refusal_recall"]["hits"] == 37
+    assert report["certify"]["suite"]["judge"]["refusal_recall"]["hits"] == 38
     signed = {one.name: one.measured for one in facts_of(account, {}).after}
     assert signed["judge"]["details"]["refusal_recall"]["n"] == 62
 
