@@ -7,6 +7,8 @@ INSTALLED := $(VENV)/.installed
 # Empty: PyPI. On Linux without a GPU, point it at an index of CPU builds to save gigabytes.
 TORCH_INDEX ?=
 DATA ?= .lora-repair
+# Suites side by side, one thread each: tiny models are slower on several.
+JOBS ?= 2
 PACKAGES := gate pages repair endpoints ledger worker api cli migrations
 LINTED := $(PACKAGES) tests bench examples
 
@@ -27,7 +29,7 @@ up: $(INSTALLED)  ## Run the whole service on this machine
 	$(BIN)/lora-repair up --data-dir $(DATA)
 
 test: $(INSTALLED)  ## Every suite on SQLite, PostgreSQL and Valkey, and the whole way with the real model
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
 flow: $(INSTALLED)  ## Only the whole way with the real model: killed workers, a wiped broker
 	$(BIN)/python -m pytest -m model
