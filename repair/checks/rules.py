@@ -18,6 +18,7 @@ from repair.checks.language import is_foreign
 from repair.checks.phrases import (
     ASKS_WHETHER,
     COMPLIANCE,
+    DOCUMENT,
     OFFERS_OTHER_HELP,
     OTHER_WAYS,
     REDIRECTIONS,
@@ -131,7 +132,7 @@ class _Reading:
         head = without_quotes(text[:_HEAD])
         return cls(
             text=text,
-            refusal=_find_refusal(head, text),
+            refusal=None if DOCUMENT.match(text) else _find_refusal(head, text),
             declines=next((rule for rule in _declining(text) if REDIRECTIONS[rule].search(head)), None),
             asks_whether=ASKS_WHETHER.match(clean(prompt).lower()) is not None,
         )
