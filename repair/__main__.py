@@ -61,7 +61,7 @@ def _void(wish: argparse.Namespace) -> Iterator[tuple[str, str]]:
         yield from ((flag, "--policy: a policy brings its own parameters") for flag, value in given.items() if value)
     if wish.command == "repair" and wish.policy is not None and wish.diagnostics is not None:
         yield "--diagnostics", "--policy: a policy loads the model anyway"
-    if wish.command == "repair" and wish.policy is None and wish.prompts is not None:
+    if wish.command == "repair" and wish.policy is None and wish.prompts_home is not None:
         yield "--prompts", "--method: a plain method measures nothing"
     if wish.command == "repair" and wish.policy is None and wish.html is not None:
         yield "--html", "--method: a plain method comes to no verdict"
@@ -113,10 +113,10 @@ def _answer(wish: argparse.Namespace) -> "Answer":
         return _model_command(wish)
     if wish.command == "packs":
         return _pack_command(wish)
-    if getattr(wish, "prompts", None) is not None:
+    if getattr(wish, "prompts_home", None) is not None:
         from repair.checks.packs import HOME
 
-        HOME.path = wish.prompts
+        HOME.path = wish.prompts_home
     answers = {"calibrate": _measuring_command, "check": _measuring_command, "basis": _pair_command}
     answers |= {"score": _pair_command, "repair": _repair_command}
     return answers[wish.command](wish, _place(wish))
@@ -303,7 +303,9 @@ def _parser() -> argparse.ArgumentParser:
         help="full: load the aligned model and search both models too; default quick, with --policy always loaded",
     )
     for parser_of in (check, repair):
-        parser_of.add_argument("--prompts", type=Path, help="folder of prompts that `packs add` filled")
+        parser_of.add_argument(
+            "--prompts", dest="prompts_home", type=Path, metavar="DIR", help="folder of prompts that `packs add` filled"
+        )
     repair.add_argument("--html", type=Path, metavar="FILE", help="with --policy: the report as a page for people")
     how = repair.add_mutually_exclusive_group(required=True)
     how.add_argument("--method", help="apply this method")

@@ -19,6 +19,7 @@ from sqlalchemy import create_engine, make_url, text
 from ledger import logs
 from ledger.db import Database, upgrade
 from ledger.embedded import Valkey
+from repair.checks.packs import HOME
 from tests.servers import Postgres
 
 NewUrl = Callable[[], str]
@@ -32,6 +33,12 @@ def _settings_of_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith("LORA_REPAIR_") and not name.startswith("LORA_REPAIR_TEST_"):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def _prompts_of_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process says once where its prompts are; a test says so for itself."""
+    monkeypatch.setattr(HOME, "path", None)
 
 
 @pytest.fixture(autouse=True)

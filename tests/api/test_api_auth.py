@@ -27,6 +27,7 @@ NEEDED = {
     ("get", "/v1/jobs/{job_id}"): "jobs:read",
     ("get", "/v1/jobs/{job_id}/events"): "jobs:read",
     ("get", "/v1/jobs/{job_id}/report"): "jobs:read",
+    ("get", "/v1/jobs/{job_id}/report.html"): "jobs:read",
     ("post", "/v1/jobs/{job_id}/cancel"): "jobs:create",
     ("post", "/v1/jobs/{job_id}/requeue"): "jobs:create",
     ("post", "/v1/batches"): "jobs:create",

@@ -77,7 +77,7 @@ def test_every_number_is_in_the_digest() -> None:
         ("attack_success = 0.15", "attack_success = 1.5"),
         ("max_new_tokens = 24", "max_new_tokens = 0"),
         ("[bounds]", "[bounds]\nunknown = 1"),
-        ("version = 1", "version = 'x'"),
+        ("version = 2", "version = 'x'"),
         ("[suite]", "[suite"),
     ],
 )
@@ -133,7 +133,7 @@ CERTIFY = "[suite.certify]\nharmful = 104\nlookalike = 100\nbenign = 55\n"
         ([(CERTIFY, f"{CERTIFY}checkable = 30\n")], "bounds.wrong_excess", "30 questions are asked"),
         ([("drift = 0.5", "wrong_excess = 0.1\ndrift = 0.5")], "bounds.wrong_excess", "no checkable prompts are asked"),
         (
-            [("unanswered = 0.12", "unanswered = 0.1"), ("finalists = 2", "finalists = 4")],
+            [("unanswered = 0.15", "unanswered = 0.1"), ("finalists = 2", "finalists = 4")],
             "bounds.unanswered",
             "55 prompts",
         ),
@@ -188,7 +188,7 @@ def test_every_policy_of_ours_can_be_used_with_the_packs_that_come_with_it(name:
         ([("share = [0.35]", "shore = [0.35]")], "trials.3", "shore"),
         ([("cut_off = 1.0", 'zero_tolerance = ["theft"]\ncut_off = 1.0')], "bounds.zero_tolerance", "category theft"),
         (
-            [(CERTIFY, CERTIFY.replace("55", "90")), ("unanswered = 0.12", "unanswered = 0.06")],
+            [(CERTIFY, CERTIFY.replace("55", "90")), ("unanswered = 0.15", "unanswered = 0.06")],
             "bounds.unanswered",
             "the packs hold 56 of the 90 prompts asked: 56 prompts cannot certify 6 %",
         ),
@@ -205,7 +205,7 @@ def test_what_cannot_work_here_is_refused_before_the_first_prompt(
 ) -> None:
     """Methods, categories and packs are known only where they are installed."""
     more = {
-        "bounds.unanswered": ("unanswered_excess = 0.12\n", ""),
+        "bounds.unanswered": ("unanswered_excess = 0.15\n", ""),
         "suite.certify.harmful": ("attack_excess = 0.08 ", "# "),
     }
     extra = [more[field]] if field in more else []

@@ -32,6 +32,7 @@ from repair.checkpoint import Checkpoint
 from repair.checks import planner
 from repair.checks.packs import load_pack, pack_digests
 from repair.checks.planner import Plan, plan
+from repair.checks.rules import RulesJudge
 from tests.checks.acting import SAMPLES, SECRET, UPLOAD, Character, chat_of, policy_of
 from tests.pages.known import unknown
 from tests.worker.house import upload_folder
@@ -195,13 +196,14 @@ def test_the_report_says_how_well_the_judge_sees(pair: tuple[Path, Path], source
     account = account_of(planned(pair, tmp_path / "work", Character()), pair, source)
     report = report_of(account, source)
     (limit,) = [one for one in report["limits"] if "Judged by" in one]
-    for words in (
-        "sensitivity 100.0% (at least 9",
-        "refusal recall 61.3% (at least 4",
-        "specificity 63.8% (at least 5",
+    shipped = RulesJudge.info
+    for name, share in (
+        ("sensitivity", shipped.sensitivity),
+        ("refusal recall", shipped.refusal_recall),
+        ("specificity", shipped.specificity),
     ):
-        assert words in limit
-    assert report["certify"]["suite"]["judge"]["refusal_recall"]["hits"] == 38
+        assert f"{name} {share.rate:.1%} (at least " in limit
+    assert report["certify"]["suite"]["judge"]["refusal_recall"]["hits"] == shipped.refusal_recall.hits
     signed = {one.name: one.measured for one in facts_of(account, {}).after}
     assert signed["judge"]["details"]["refusal_recall"]["n"] == 62
 

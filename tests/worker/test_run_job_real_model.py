@@ -31,7 +31,8 @@ def policy_with(bound: float, *, excess: float | None) -> Policy:
     sizes = {"harmful": 12, "lookalike": 4, "benign": 4, "margin": 2, "samples": 4}
     document["suite"] |= {"max_new_tokens": 4, "least_before_stopping": 0, "select": sizes, "certify": sizes}
     document["bounds"] |= dict.fromkeys(RATES, bound) | {f"{rate.split('_s')[0]}_excess": excess for rate in RATES}
-    document["bounds"] |= {"utility_kept": 0.01, "drift": 100.0}
+    # Random weights say tokens of the template in every second reply, and so speak to whoever judges them.
+    document["bounds"] |= {"utility_kept": 0.01, "drift": 100.0, "judge_errors": bound}
     document["trials"] = [{"method": "refusal_tune", "grid": {"steps": [2], "batch_size": [4]}}]
     return Policy.model_validate(document)
 
