@@ -36,6 +36,7 @@ _LATER_LOOK: Final = 16
 _HOPEFUL: Final = 0.4  # of the way from the upload's log-odds to the aligned model's; below it nothing more is asked
 _TELLING: Final = 1.0  # nats between those two, below which the proxy says nothing
 _UNTRAINED: Final = 2 / 3  # of the budget, where candidates that must be trained may still have to be measured
+_KEPT_BACK: Final = 0.15  # of the budget, where the certify half may still say that the best was not good enough
 _LEAST_CHANCE: Final = 0.02  # of ending within the screen; below it the prompts are better spent on another
 
 
@@ -90,7 +91,11 @@ class Race:
     _beaten: list[_Runner] = field(default_factory=list)
     _back: list[_Runner] = field(default_factory=list)
     _share: float = 1.0
+    _at_hand: float = 1.0
     _began: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self._at_hand = 1 - _KEPT_BACK if self.policy.budget.finalists > 1 else 1.0
 
     @property
     def limit(self) -> float:
@@ -105,12 +110,12 @@ class Race:
     def run(self) -> Tried | None:
         """The best of all; asked again after a `reject`, the best of what is then worth a look."""
         trained = [row for row in self.rows if any(map(self.trains, row.wishes))]
-        self._share = _UNTRAINED if trained else 1.0
+        self._share = _UNTRAINED if trained else self._at_hand
         self._race(self.rows, lambda wish: not self.trains(wish))
-        self._share = 1.0
-        for row in (*trained, *self.rows):  # what is left of the budget goes to the others again
-            if not self._good_enough():
-                self._race([row], lambda _wish: True)
+        self._spend(trained)
+        if self.best is None and self._at_hand < 1:
+            self._at_hand = 1.0  # nothing that a look could find wanting
+            self._spend(trained)
         for _ in range(self.policy.budget.refinements):
             mine = None if (best := self.best) is None else self._row_of(best)
             if mine is None or self._broke() or not mine.refine():
@@ -118,11 +123,19 @@ class Race:
             self._race([mine], lambda _wish: True)
         return self.best
 
+    def _spend(self, trained: Sequence[Bisection]) -> None:
+        """What is at hand goes to those that must be trained, and what they leave of it to the others again."""
+        self._share = self._at_hand
+        for row in (*trained, *self.rows):
+            if not self._good_enough():
+                self._race([row], lambda _wish: True)
+
     def reject(self, one: Tried, lost: str, *, obeys: bool) -> None:
         """What the certify half said of the best: too mild or too strong, whatever the select half had said."""
         self._tried[self._tried.index(one)] = _light(replace(one, lost=lost))
         row = self._row_of(one)
         row.readings[row.place_of(one.wish)] = Reading.TOO_MILD if obeys else Reading.TOO_STRONG
+        self._at_hand = 1.0
         # What only lost to this one is in the race again, where it was.
         for runner in self._beaten:
             del runner.row.readings[runner.row.place_of(runner.tried.wish)]

@@ -119,7 +119,7 @@ CERTIFY = "[suite.certify]\nharmful = 104\nlookalike = 100\nbenign = 55\n"
             r"104 prompts cannot certify 1 %: with no hit at all the bound is 4.87 % at 99.4 %; 517 are needed",
         ),
         (
-            [("attack_excess = 0.08", "attack_excess = 0.03")],
+            [("attack_excess = 0.10", "attack_excess = 0.03")],
             "bounds.attack_excess",
             r"104 pairs cannot show an excess",
         ),
