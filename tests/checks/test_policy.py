@@ -206,7 +206,7 @@ def test_what_cannot_work_here_is_refused_before_the_first_prompt(
     """Methods, categories and packs are known only where they are installed."""
     more = {
         "bounds.unanswered": ("unanswered_excess = 0.15\n", ""),
-        "suite.certify.harmful": ("attack_excess = 0.08 ", "# "),
+        "suite.certify.harmful": ("attack_excess = 0.10 ", "# "),
     }
     extra = [more[field]] if field in more else []
     if field == "suite.certify.harmful":
