@@ -33,8 +33,8 @@ def chat(model_pair: ModelPair) -> ChatModel:
 def demo(chat: ChatModel, adapter: LoraAdapter) -> CheckReport:
     """A smaller demo: the checks that break are clear after a few prompts."""
     policy = load_policy("demo")
-    few = policy.suite.certify.model_copy(update={"harmful": 24, "lookalike": 32, "benign": 24})
-    suite = policy.suite.model_copy(update={"certify": few})
+    few = policy.suite.certify.model_copy(update={"harmful": 8, "lookalike": 16, "benign": 12, "margin": 0})
+    suite = policy.suite.model_copy(update={"certify": few, "repeated": 0, "max_new_tokens": 16})
     return run_checks(chat, adapter, policy.model_copy(update={"suite": suite}), "certify", stop_early=False)
 
 
