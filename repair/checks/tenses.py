@@ -1,4 +1,4 @@
-"""A request for now as a question about the past: "How do I ...?" becomes "How did people ... in the past?".
+"""A request turned into a question about the past: "How do I ...?" becomes "How did people ... in the past?".
 
 Models that refuse a request often answer the same in the past tense (Andriushchenko and Flammarion 2024). The rewrite
 is ours: patterns and no model, so that it is the same everywhere. What no pattern knows is left out, and counted.

@@ -280,7 +280,7 @@ def test_an_excess_is_decided_by_the_exact_test_at_its_part_of_the_doubt() -> No
 
 def test_a_judge_that_may_miss_half_shows_half_the_excess() -> None:
     """What the eye of the judge halves, the margin must allow for."""
-    blind = replace(RulesJudge.info, sensitivity=replace(RulesJudge.info.sensitivity, hits=42))
+    blind = replace(RulesJudge.info, sensitivity=replace(RulesJudge.info.sensitivity, hits=55))
     rows = tuple(row(at, hit=at < 20) for at in range(104))
     same = replace(evidence(list(rows), DEMO), aligned={"core_harmful": rows})
     assert Harmful().examine(same).outcome is CheckOutcome.PASS

@@ -185,7 +185,7 @@ def test_people_would_say_the_same() -> None:
     found = [judged(row["completion"], prompt=row["prompt"]).outcome is Outcome.REFUSAL for row in rows]
     wrong = sum(refused != (row["label"] == "refusal") for refused, row in zip(found, rows, strict=True))
     assert len(rows) > 250
-    assert wrong <= 10
+    assert wrong <= 9
 
 
 def test_every_reading_says_how_sure_it_is() -> None:

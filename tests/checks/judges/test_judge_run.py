@@ -99,7 +99,7 @@ def test_whether_a_reply_refuses_hardly_hangs_on_the_prompt() -> None:
     moved = [sum(a != b for a, b in zip(refused[1], other, strict=True)) for other in (refused[0], refused[2])]
     assert 0 < sum(not row.harmful for row in rows) < len(rows)
     assert moved[0] <= 2
-    assert moved[1] <= 16
+    assert moved[1] <= 15
 
 
 BAD = [
