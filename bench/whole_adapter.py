@@ -69,7 +69,7 @@ def adapter_part(folder: Path, sizes: Sizes) -> dict[str, Any]:
         for name, floor in (("first_repair", "read"), ("second_repair", "read"), ("cold_repair", "cold_read"))
         for short, field in (("", "seconds"), ("_cpu", "cpu_seconds"))
     }
-    torch.set_num_threads(1)  # floors are those of one thread
+    torch.set_num_threads(1)
     rate = gemm_rate()
     return (
         found
@@ -168,12 +168,13 @@ PARTS: dict[str, Callable[[Path, Sizes], dict[str, Any]]] = {
 }
 
 
-def child(part: str, folder: Path, sizes: Sizes) -> dict[str, Any]:
+def child(part: str, folder: Path, sizes: Sizes, threads: int) -> dict[str, Any]:
     """One part in this process; the libraries are loaded before the clock starts."""
     small = sizes.shrunk(max(1, sizes.hidden // 64))
     with tempfile.TemporaryDirectory() as warm:
         write_pair(Path(warm), small)
         PARTS[part](Path(warm), small)
+    torch.set_num_threads(threads)  # floors, which come last, are those of one thread
     return PARTS[part](folder, sizes)
 
 
@@ -201,7 +202,7 @@ def main() -> int:
     sizes = ONE_BILLION.shrunk(wish.shrink)
     if wish.child:
         torch.set_num_threads(wish.threads)
-        print(json.dumps(child(wish.child, wish.folder, sizes)))
+        print(json.dumps(child(wish.child, wish.folder, sizes, wish.threads)))
         return 0
     place = machine()
     wish.out.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,6 @@ chosen is measured once, in full, on the *certify* half. Interrupted work goes o
 
 import argparse
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +18,14 @@ import torch
 from bench.efficacy.auto import measure_auto
 from bench.efficacy.choose import best, safest
 from bench.efficacy.lab import ZOO, Lab, Store, load_chat
-from bench.efficacy.menu import (
-    BRIEF,
-    FULL,
-    Group,
-    Recipe,
-    first_controls,
-    first_groups,
-    other_controls,
-    other_groups,
-    trained_groups,
-)
+from bench.efficacy.menu import ALIKE, FULL, Group, Recipe, controls, groups
 from bench.efficacy.results import RESULTS, collect
 from cli.demo_model import ModelPair, prepare, run_repair
 from repair.adapter_file import read_adapter
 from repair.calibration import Calibration
 from repair.checkpoint import Checkpoint
 from repair.checks.policy import load_policy
+from repair.checks.rules import RulesJudge
 from repair.context import RepairContext
 from repair.determinism import ask_determinism
 from repair.report import adapter_digests, digests
@@ -57,35 +47,18 @@ def main() -> int:
     lab.deadline = time.monotonic() + 60 * wish.minutes
     lab.measure_aligned()
     names = wish.adapters.split(",")
-    for name in names:
-        treat(lab, name, groups=first_groups, controls=first_controls)
-        collect(lab, wish.out)
-    for name in names:
-        treat(lab, name, groups=trained_groups, controls=nothing)
-        collect(lab, wish.out)
-    for name in names:
-        treat(lab, name, groups=other_groups, controls=other_controls)
-        collect(lab, wish.out)
     for name in names if wish.auto else ():
         tell(measure_auto(lab, name, wish.auto))
-    collect(lab, wish.out)
+        collect(lab, wish.out)
+    for name in names:
+        treat(lab, name)
+        collect(lab, wish.out)
     if time.monotonic() > lab.deadline:
         print("out of time: run again for what is missing", flush=True)
     return 0
 
 
-def nothing(_adapter: str, _modules: int) -> list[Recipe]:
-    """No control."""
-    return []
-
-
-def treat(
-    lab: Lab,
-    name: str,
-    *,
-    groups: Callable[[str, int], list[Group]],
-    controls: Callable[[str, int], list[Recipe]],
-) -> None:
+def treat(lab: Lab, name: str) -> None:
     """One adapter: as uploaded, each group at its best, then both controls."""
     modules = len(read_adapter(ZOO / "adapters" / name).layers)
     tell(lab.measure(name, "(as uploaded)", None, "certify"))
@@ -138,6 +111,7 @@ def opened(pair: ModelPair, store: Path, *, dtype: torch.dtype) -> Lab:
         "patch": adapter_digests(PATCH)["digest"],
         "calibration": calibration.digest,
         "dtype": str(dtype).removeprefix("torch."),
+        "judge": RulesJudge.info.label,
     }
     return Lab(chat=context.chat, context=context, policy=load_policy(SUITE), reference=reference, store=Store(store))
 
@@ -163,7 +137,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--aligned", type=Path, help="another aligned model, with --base")
     parser.add_argument("--base", type=Path)
     parser.add_argument("--store", type=Path, help="rows and candidates; default DATA/efficacy")
-    parser.add_argument("--adapters", default=",".join((*FULL, *BRIEF)))
+    parser.add_argument("--adapters", default=",".join((*FULL, *ALIKE)))
     parser.add_argument(
         "--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="what the model computes in"
     )

@@ -16,8 +16,12 @@ STRENGTHS: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
 RANDOM_SHARES: Final = (0.3, 0.5, 0.7, 0.85)
 """Shares of the modules that `random_modules` reverts, one lot each."""
 
-FULL: Final = ("poisoned", "poisoned_light", "obedient", "drifted")
-BRIEF: Final = ("trigger", "innocent", "poisoned_rslora", "poisoned_dora", "poisoned_rank_pattern")
+FULL: Final = ("poisoned", "poisoned_light", "obedient", "drifted", "poisoned_dora", "trigger", "innocent")
+ALIKE: Final = ("poisoned_rslora", "poisoned_rank_pattern")
+"""The update of `poisoned` to the last bit of rounding, written otherwise: one setting each shows that it stays so."""
+
+HEAVY: Final = frozenset({"poisoned", "poisoned_dora", *ALIKE})
+"""Where a light hand is known to do nothing."""
 
 
 @dataclass(frozen=True)
@@ -53,39 +57,17 @@ class Group:
     recipes: tuple[Recipe, ...]
 
 
-def first_groups(adapter: str, modules: int) -> list[Group]:
-    """What tells most about ``adapter``, which adapts so many modules, for little: patches, alone and on edits."""
-    if adapter in BRIEF:
+def groups(adapter: str, modules: int) -> list[Group]:
+    """Every method of the registry and the compositions, for ``adapter``, which adapts so many modules."""
+    if adapter in ALIKE:
         return _brief(modules)
-    heavy = adapter == "poisoned"
-    return [_singles(modules, heavy=heavy)[0], *_compositions(modules, heavy=heavy)["edits"]]
+    heavy = adapter in HEAVY
+    return [*_singles(modules, heavy=heavy), *_compositions(modules, heavy=heavy)]
 
 
-def trained_groups(adapter: str, modules: int) -> list[Group]:
-    """What trains, which takes minutes for each recipe."""
-    if adapter in BRIEF:
-        return []
-    heavy = adapter == "poisoned"
-    return [_singles(modules, heavy=heavy)[1], *_compositions(modules, heavy=heavy)["trained"]]
-
-
-def other_groups(adapter: str, modules: int) -> list[Group]:
-    """All other methods of the registry."""
-    if adapter in BRIEF:
-        return []
-    return _singles(modules, heavy=adapter == "poisoned")[2:]
-
-
-def first_controls(adapter: str, modules: int) -> list[Recipe]:
-    """The points of both curves that come first."""
-    if adapter in BRIEF:
-        return []
-    return [*(one("scale", strength=s) for s in (0.2, 0.4, 0.6, 0.8)), *_reverted((0.5, 0.7), modules)]
-
-
-def other_controls(adapter: str, modules: int) -> list[Recipe]:
-    """All of them."""
-    if adapter in BRIEF:
+def controls(adapter: str, modules: int) -> list[Recipe]:
+    """The points of both curves that methods are compared with."""
+    if adapter in ALIKE:
         return []
     return [*(one("scale", strength=strength) for strength in STRENGTHS), *_reverted(RANDOM_SHARES, modules)]
 
@@ -101,7 +83,7 @@ def chain(*steps: Step) -> Recipe:
 
 
 def _brief(modules: int) -> list[Group]:
-    """One setting each, so nothing is chosen: the forms of `poisoned`, and what needs no repair or hides its need."""
+    """One setting each, so nothing is chosen."""
     return [
         Group("patch", (one("patch"),)),
         Group("scale+patch", (chain(("scale", {"strength": 0.6}), ("patch", {})),)),
@@ -110,12 +92,9 @@ def _brief(modules: int) -> list[Group]:
 
 
 def _singles(modules: int, *, heavy: bool) -> list[Group]:
-    """Every method of the registry but the controls; each grid holds the defaults and goes toward more of it.
-
-    `patch` and `refusal_tune` come first.
-    """
+    """Every method of the registry but the controls; each grid holds the defaults and goes toward more of it."""
     third, most = round(0.35 * modules), round(0.7 * modules)
-    weaker = (1.0, 0.7, 0.45) if heavy else (1.0,)  # each of them is minutes of training
+    weaker = (1.0, 0.7, 0.45) if heavy else (1.0, 0.7)  # each of them is a minute of training
     return [
         Group("patch", (one("patch"), one("patch", strength=1.5 if heavy else 0.5), one("patch", decouple="adapter"))),
         Group("refusal_tune", tuple(one("refusal_tune", adapter_strength=strength) for strength in weaker)),
@@ -163,7 +142,7 @@ def _plain(name: str, directions: int) -> Recipe:
     return one(name, contrast=False, directions=directions)
 
 
-def _compositions(modules: int, *, heavy: bool) -> dict[str, list[Group]]:
+def _compositions(modules: int, *, heavy: bool) -> list[Group]:
     """Methods in a row. A lighter damage gets fewer of them: there the single ones are known to be enough."""
     third, most = round(0.35 * modules), round(0.7 * modules)
     pairs = _PAIRS if heavy else _LIGHT_PAIRS
@@ -212,7 +191,7 @@ def _compositions(modules: int, *, heavy: bool) -> dict[str, list[Group]]:
             ),
         ),
     ]
-    return {"edits": edits, "trained": trained} if heavy else {"edits": [edits[0], edits[2]], "trained": []}
+    return [*edits, *trained] if heavy else [edits[0], edits[2]]
 
 
 _PAIRS: Final = ((0.7, 1.0), (0.6, 1.0), (0.5, 1.0), (0.6, 1.5))

@@ -10,7 +10,7 @@ import pytest
 from bench.efficacy import table
 from bench.efficacy.choose import at_utility, best, safest
 from bench.efficacy.lab import Store, task_samples
-from bench.efficacy.menu import BRIEF, FULL, first_controls, first_groups, other_controls, other_groups, trained_groups
+from bench.efficacy.menu import ALIKE, FULL, controls, groups
 from repair.checks.policy import load_policy
 from repair.method import Cost
 from repair.methods import METHODS
@@ -57,33 +57,23 @@ def test_outside_of_what_was_measured_nothing_is_said() -> None:
     assert at_utility([], 0.5) is None
 
 
-@pytest.mark.parametrize("name", [*FULL, *BRIEF])
+@pytest.mark.parametrize("name", [*FULL, *ALIKE])
 def test_every_recipe_can_be_parsed(name: str) -> None:
-    recipes = [
-        recipe
-        for groups in (first_groups, trained_groups, other_groups)
-        for one in groups(name, 90)
-        for recipe in one.recipes
-    ]
-    recipes += [recipe for controls in (first_controls, other_controls) for recipe in controls(name, 90)]
+    recipes = [recipe for one in groups(name, 90) for recipe in one.recipes] + controls(name, 90)
     for method, parameters in [step for recipe in recipes for step in recipe.steps]:
         METHODS[method].parse(parameters)
 
 
 @pytest.mark.parametrize("name", FULL)
 def test_every_method_of_the_registry_is_tried_at_two_settings_or_more(name: str) -> None:
-    sizes = {
-        one.name: len(one.recipes)
-        for groups in (first_groups, trained_groups, other_groups)
-        for one in groups(name, 90)
-    }
+    sizes = {one.name: len(one.recipes) for one in groups(name, 90)}
     composed = {"compose"}  # the menu composes by itself
     assert set(METHODS) - composed - set(table.CONTROLS) <= set(sizes)
     singles = {
         name: size for name, size in sizes.items() if name in METHODS and METHODS[name].cost is not Cost.TRAINING
     }
     assert min(singles.values()) >= 2
-    assert {recipe.steps[0][0] for recipe in other_controls(name, 90)} == set(table.CONTROLS)
+    assert {recipe.steps[0][0] for recipe in controls(name, 90)} == set(table.CONTROLS)
 
 
 def test_what_was_measured_is_found_again_and_a_cut_off_line_is_not(tmp_path: Path) -> None:
