@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from pathlib import Path
@@ -258,7 +259,8 @@ def calibrate(place: Place, out: Path, settings: CalibrationSettings) -> Answer:
     known = folder.exists()
     if not known:
         modules = measure_modules(chat_of(place), rows, settings, progress=place.progress)
-        write_calibration(identity, modules, folder, about=environment(place.device))
+        with suppress(OutputExists):  # another process has made the same one meanwhile
+            write_calibration(identity, modules, folder, about=environment(place.device))
     found = Calibration.open(folder, aligned=aligned["digest"])
     output = {"path": str(folder), "digest": found.digest, "modules": len(found.names), "cached": known}
     return Answer(document={"inputs": {"aligned": aligned}, "outputs": {"calibration": output}})

@@ -345,6 +345,29 @@ def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, dict[s
     return code, json.loads(said.out or "{}"), json.loads(problem[0] if problem else "{}")
 
 
+def test_of_two_that_measure_at_once_both_end_well(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While one measures, another comes, measures the same and is done first."""
+    words = ("calibrate", "--aligned", model_folder, "--device", "cpu", "--json", "--out", tmp_path / "store")
+    words += ("--prompts", 4, "--gradient-prompts", 2, "--directions", 6)
+    first: list[dict[str, Any]] = []
+
+    def overtaken(*parts: Any, **more: Any) -> Any:
+        found = measure_modules(*parts, **more)
+        if not first:
+            first.append({})
+            first[0] = run(capsys, *words)[1]
+        return found
+
+    monkeypatch.setattr("repair.calibrate.measure_modules", overtaken)
+    code, second, _ = run(capsys, *words)
+
+    assert code == 0
+    assert second["outputs"]["calibration"] == first[0]["outputs"]["calibration"]
+    assert len(list((tmp_path / "store").iterdir())) == 1
+
+
 def test_the_whole_way_from_a_shell(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Calibrate, find it again, repair with it, and be refused with it for another model."""
     made = tiny.adapter(SHAPES)
