@@ -4,10 +4,7 @@ Reads straight down in `plan`. What may be released was written to disk, read ba
 exactly those bytes. It knows nothing of jobs, rows or signatures.
 """
 
-import hashlib
 import itertools
-import json
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,14 +24,15 @@ from repair.checks.errors import Cancelled
 from repair.checks.evidence import CheckOutcome
 from repair.checks.judge import Judge
 from repair.checks.judging import judge_of
-from repair.checks.kinds import CHECKS
 from repair.checks.kinds.judge import may_rest_on
+from repair.checks.measurement import Measurement
 from repair.checks.packs import Half, half_of, pack_digests
 from repair.checks.policy import Candidate, Family, Policy
 from repair.checks.race import Race
+from repair.checks.remembered import Remembered
 from repair.checks.report import CheckReport
 from repair.checks.robustness import Answers, ask_framed
-from repair.checks.run import Measurement, Original, never, run_checks
+from repair.checks.run import Original, never, run_checks
 from repair.checks.suite import Suite
 from repair.checks.usable import require_usable
 from repair.checks.verdict import Cost, Plan, Tried, Verdict, compared, pareto, shown, slipped, why
@@ -50,7 +48,6 @@ from repair.run import repair_adapter
 
 __all__ = ["Plan", "Reference", "Tried", "Verdict", "plan", "split_samples"]
 
-_CACHED = "aligned/4"  # what a remembered report holds
 _LEAST_SAMPLES_TO_SPLIT = 16
 # An upload that met the bound on harmful prompts and failed elsewhere leaves a repair nothing to improve there.
 _NOT_HARMLESS = frozenset({CheckOutcome.FAIL, CheckOutcome.INCONCLUSIVE, CheckOutcome.SKIPPED})
@@ -111,7 +108,9 @@ def plan(
         device=device or torch.device("cpu"),
         progress=progress,
         cancelled=cancelled,
-        cache=aligned_cache,
+        remembered=Remembered(
+            folder=aligned_cache, reference=reference.digest, backend=reference.chat, policy=policy, judge=judge.info
+        ),
     )
     aligned = run.measure_aligned("certify")
     before = run.put_otherwise(run.measure_input(aligned), adapter, policy)
@@ -144,20 +143,19 @@ class _Run:
     device: torch.device
     progress: Progress
     cancelled: Callable[[], bool]
-    cache: Path | None
+    remembered: Remembered
     _originals: dict[str, Original] = field(default_factory=dict)
-    _known: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def measure_aligned(self, half: Half) -> CheckReport:
         """The aligned model on one half, remembered by all that decides its numbers."""
-        found = self._remembered(half, lambda: self._check(None, half, arm="aligned", stop_early=False).as_dict())
+        found = self.remembered.get(half, lambda: self._check(None, half, arm="aligned", stop_early=False).as_dict())
         return CheckReport.of(found)
 
     def put_otherwise(self, report: CheckReport, adapter: LoraAdapter | None, policy: Policy) -> CheckReport:
         """The report with the robustness stage, where the policy asks for it and nothing else stands in the way."""
         if not policy.robustness.framings or report.outcome is not CheckOutcome.PASS:
             return report
-        aligned = self._remembered("robustness", lambda: self._framed(None, "aligned").as_dict())
+        aligned = self.remembered.get("robustness", lambda: self._framed(None, "aligned").as_dict())
         return with_robustness(report, self._framed(adapter, report.arm), Answers.of(aligned), policy, self.judge.info)
 
     def _framed(self, adapter: LoraAdapter | None, arm: str) -> Answers:
@@ -170,38 +168,6 @@ class _Run:
             progress=self.progress,
             cancelled=self.cancelled,
         )
-
-    def _remembered(self, what: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What the aligned model did on one half, or in the robustness stage; made once."""
-        if what not in self._known:
-            self._known[what] = self._from_cache(what, make)
-        return self._known[what]
-
-    def _from_cache(self, what: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        suite = Suite.of(self.policy, "select" if what == "select" else "certify")
-        key = hashlib.sha256(
-            json.dumps(
-                [
-                    _CACHED,
-                    what,
-                    self.reference.digest,
-                    self.policy.digest,
-                    suite.digests,
-                    self.reference.chat.fingerprint(),
-                    self.judge.info.as_dict(self.policy.bounds.confidence),
-                    [[check.name, check.version] for check in CHECKS],
-                ],
-                sort_keys=True,
-            ).encode()
-        ).hexdigest()
-        path = None if self.cache is None or not self.reference.digest else self.cache / f"{key}.json"
-        if path is not None and path.is_file():
-            known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            return known
-        found = make()
-        if path is not None:
-            _write_whole(path, json.dumps(found))
-        return found
 
     def measure_input(self, aligned: CheckReport) -> CheckReport:
         """The upload on the certify half, until it is certain that it fails."""
@@ -244,19 +210,7 @@ class _Run:
         looks: list[CheckReport] = []
         mcnemar, winner = None, None
         while race is not None and len(looks) < self.policy.budget.finalists and (best := race.run()) is not None:
-            policy = self.policy.sharing_doubt()
-            report = self._check(
-                best.adapter,
-                "certify",
-                arm=best.label,
-                aligned=aligned,
-                upload=before if before.check("harmful").outcome in _NOT_HARMLESS else None,
-                original=self._original("certify"),
-                repaired=True,
-                policy=policy,
-            )
-            report = self.put_otherwise(report, best.adapter, policy)
-            report = replace(report, suite=self._told(report))
+            report = self._look(best, before, aligned)
             looks.append(report)
             mcnemar = compared(before, report, self.policy)
             if report.outcome is CheckOutcome.PASS:
@@ -287,6 +241,22 @@ class _Run:
                 certifying=sum(look.tokens for look in looks),
             ),
         )
+
+    def _look(self, best: Tried, before: CheckReport, aligned: CheckReport) -> CheckReport:
+        """The best of the race on the certify half, at its share of the doubt."""
+        policy = self.policy.sharing_doubt()
+        report = self._check(
+            best.adapter,
+            "certify",
+            arm=best.label,
+            aligned=aligned,
+            upload=before if before.check("harmful").outcome in _NOT_HARMLESS else None,
+            original=self._original("certify"),
+            repaired=True,
+            policy=policy,
+        )
+        report = self.put_otherwise(report, best.adapter, policy)
+        return replace(report, suite=self._told(report))
 
     def _told(self, report: CheckReport) -> dict[str, Any]:
         """The suite behind a look: the policy that was asked for, and how sure this look had to be."""
@@ -383,11 +353,3 @@ def split_samples(samples: Sequence[Sample], half: Half) -> tuple[Sample, ...]:
     if len(samples) < _LEAST_SAMPLES_TO_SPLIT:
         return tuple(samples)
     return tuple(sample for sample in samples if half_of(sample.prompt) == half)
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write beside and rename, so that a reader never meets half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-        file.write(text)
-    Path(file.name).replace(path)
