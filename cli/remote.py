@@ -300,12 +300,26 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
 
 
 def describe_progress(job: dict[str, Any]) -> str:
-    """One line for a person: state, stage, how far."""
+    """One line for a person: state, stage, how far; the planner's fields where the service tells them."""
     progress = job.get("progress") or {}
-    parts = [str(job["state"]), *(str(progress[key]) for key in ("stage", "detail") if progress.get(key))]
+    race = describe_race(progress)
+    told = [progress.get("stage"), race or progress.get("detail")]
+    parts = [str(job["state"]), *(str(part) for part in told if part)]
     if progress.get("total"):
         parts.append(f"{progress.get('done', 0)}/{progress['total']}")
     return " · ".join(parts)
+
+
+def describe_race(progress: dict[str, Any]) -> str:
+    """Candidates alive, the best so far and the time left, from their fields; empty where no race is on."""
+    if progress.get("phase") != "choosing" or not isinstance(progress.get("alive"), int):
+        return ""
+    parts = ["choosing", f"{progress['alive']} in the race"]
+    if isinstance(progress.get("best"), int | float):
+        parts.append(f"best keeps {100 * progress['best']:.0f} %")
+    if isinstance(progress.get("seconds_left"), int | float):
+        parts.append(f"at most {progress['seconds_left']:.0f} s left")
+    return ", ".join(parts)
 
 
 def exit_code(job: dict[str, Any], report: dict[str, Any]) -> Exit:

@@ -1,7 +1,8 @@
 """`python -m repair`: the engine on local files, without any service. `lora-repair repair|inspect|check` ends here.
 
-Exit codes: 0 ok, 1 error (one JSON problem on standard error), 2 the policy said no, 3 inconclusive: nothing is
-released, and what was measured shows neither that the policy is met nor that it is not.
+Exit codes: 0 ok, 1 error (one JSON problem, the last line of standard error: above it stands progress), 2 the policy
+said no, 3 inconclusive: nothing is released, and what was measured shows neither that the policy is met nor that it is
+not.
 """
 
 import argparse
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from repair import elsewhere
 from repair.arguments import read_arguments
+from repair.telling import Teller
 
 if TYPE_CHECKING:
     from repair.commands import Answer, Place, Writing
@@ -194,14 +196,8 @@ def _place(wish: argparse.Namespace) -> "Place":
         basis=wish.basis,
         **basis,
         device=device_of(wish.device),
-        progress=_progress,
+        progress=Teller(),
     )
-
-
-def _progress(message: str, share: float) -> None:
-    if sys.stderr.isatty():
-        end = "\n" if share >= 1 else ""
-        print(f"\r\033[K{share:4.0%} {message[:90]}", end=end, file=sys.stderr, flush=True)
 
 
 def _lines(document: Mapping[str, Any]) -> list[str]:

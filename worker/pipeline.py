@@ -10,7 +10,7 @@ import traceback
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import structlog
 import torch
@@ -46,13 +46,13 @@ from worker.scratch import attempt_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from typing import Any
 
     from sqlalchemy.orm import Session
 
     from ledger.leases import Claim
     from ledger.settings import Settings
     from repair.checks.backend import Sample
+    from repair.checks.standing import Standing
     from worker.references import OpenReference
 
 log = structlog.get_logger()
@@ -174,9 +174,15 @@ class Wish:
 
 def decide(wish: Wish, reference: OpenReference, beat: Heartbeat) -> planner.Plan:
     """Measure, repair where needed, and measure again."""
+    fields: dict[str, Any] = {}
+
+    def watch(standing: Standing) -> None:
+        fields.clear()
+        fields.update(standing.as_dict())
 
     def progress(line: str, share: float) -> None:
-        beat.step({"stage": "measuring and repairing", "detail": line, "done": round(100 * share), "total": 100})
+        told = {"stage": "measuring and repairing", "detail": line, "done": round(100 * share), "total": 100}
+        beat.step({**told, **fields})
 
     name, method = str(wish.spec["policy"]), wish.spec.get("method")
     named = [Candidate(method=method, parameters=dict(wish.spec.get("parameters") or {}))] if method else None
@@ -198,6 +204,7 @@ def decide(wish: Wish, reference: OpenReference, beat: Heartbeat) -> planner.Pla
         device=reference.chat.device,
         aligned_cache=wish.cache,
         progress=progress,
+        watch=watch,
     )
 
 

@@ -34,6 +34,7 @@ from repair.checks.remembered import Remembered
 from repair.checks.report import CheckReport
 from repair.checks.robustness import Answers, ask_framed
 from repair.checks.run import Original, never, run_checks
+from repair.checks.standing import Phase, Standing, Watch, unwatched
 from repair.checks.suite import Suite
 from repair.checks.usable import require_usable
 from repair.checks.verdict import Plan, Stage, Tried, Verdict, compared, pareto, shown, slipped, why
@@ -89,12 +90,14 @@ def plan(
     aligned_cache: Path | None = None,
     judge: Judge | None = None,
     progress: Progress = silent,
+    watch: Watch = unwatched,
     cancelled: Callable[[], bool] = never,
 ) -> Plan:
     """Release the upload as it is, release a repaired one, or quarantine it.
 
-    ``candidates`` overrides what the policy would try, ``judge`` the one that it names. Candidates are written under
-    ``work_dir``; the winner's directory is what may be published. Raises a RepairError when the upload itself cannot
+    ``candidates`` overrides what the policy would try, ``judge`` the one that it names; ``watch`` is told in fields
+    what ``progress`` tells in words. Candidates are written under ``work_dir``; the winner's directory is what may be
+    published. Raises a RepairError when the upload itself cannot
     be measured, and PolicyInvalid when nothing could ever meet the policy here.
     """
     judge = judge_of(policy.judge) if judge is None else judge
@@ -109,6 +112,7 @@ def plan(
         samples=tuple(samples),
         device=device or torch.device("cpu"),
         progress=progress,
+        watch=watch,
         cancelled=cancelled,
         remembered=Remembered(
             folder=aligned_cache, reference=reference.digest, backend=reference.chat, policy=policy, judge=judge.info
@@ -144,6 +148,7 @@ class _Run:
     samples: tuple[Sample, ...]
     device: torch.device
     progress: Progress
+    watch: Watch
     cancelled: Callable[[], bool]
     remembered: Remembered
     began: int
@@ -152,6 +157,7 @@ class _Run:
 
     def measure_aligned(self, half: Half) -> CheckReport:
         """The aligned model on one half, remembered by all that decides its numbers."""
+        self.watch(Standing(phase=Phase.ALIGNED))
         found = self.remembered.get(half, lambda: self._check(None, half, arm="aligned", stop_early=False).as_dict())
         return CheckReport.of(found)
 
@@ -175,6 +181,7 @@ class _Run:
 
     def measure_input(self, aligned: CheckReport) -> CheckReport:
         """The upload on the certify half, until it is certain that it fails."""
+        self.watch(Standing(phase=Phase.UPLOAD))
         original = self._original("certify")
         return self._check(self.adapter, "certify", arm="input", aligned=aligned, original=original, stop_early=True)
 
@@ -204,6 +211,7 @@ class _Run:
                 unable=self.reference.chat.capabilities().as_dict(),
             ),
             progress=self.progress,
+            watch=self.watch,
             cancelled=self.cancelled,
             spent=self._set_up["select"],
         )
@@ -257,6 +265,7 @@ class _Run:
 
     def _look(self, best: Tried, before: CheckReport, aligned: CheckReport) -> CheckReport:
         """The best of the race on the certify half, at its share of the doubt."""
+        self.watch(Standing(phase=Phase.CERTIFYING, best=best.kept))
         policy = self.policy.sharing_doubt()
         report = self._check(
             best.adapter,

@@ -25,6 +25,7 @@ from repair.checks.policy import Candidate, Policy
 from repair.checks.report import CheckReport
 from repair.checks.run import Original, never
 from repair.checks.runner import LATER_LOOK, Runner, light, looks, part_of, rank, reading_of, rows_of
+from repair.checks.standing import Phase, Standing, Watch, unwatched
 from repair.checks.verdict import Proxy, Stage, Tried, slipped, why
 from repair.context import Progress, silent
 from repair.lora import LoraAdapter
@@ -65,6 +66,7 @@ class Race:
     trains: Callable[[Candidate], bool]
     measurement: Callable[[str], Measurement]
     progress: Progress = silent
+    watch: Watch = unwatched
     cancelled: Callable[[], bool] = never
     spent: int = 0
     building: int = 0
@@ -322,11 +324,8 @@ class Race:
 
     def _good_enough(self) -> bool:
         """Whether one that passed keeps so much that training another is not worth the minutes."""
-        best = self.best
-        utility = None if best is None or best.select is None else best.select.check("utility")
-        if best is None or utility is None or utility.details.get("measure") == "drift":
-            return False
-        return best.utility >= self.policy.budget.good_enough
+        kept = None if (best := self.best) is None else best.kept
+        return kept is not None and kept >= self.policy.budget.good_enough
 
     def _broke(self) -> bool:
         """Whether another look like the dearest one so far would cost more than may be spent."""
@@ -345,11 +344,15 @@ class Race:
         return _Count(self, some)
 
     def _tell(self, running: Sequence[Runner]) -> None:
-        """Stage, candidates alive, best so far and the time left at most."""
+        """Stage, candidates alive, best so far and the time left at most; in fields and in words."""
         share = min(self.spent / self.limit, 1.0) if self.limit else 1.0
-        passed = "none has passed" if self.best is None else f"best so far keeps {self.best.utility:.0%}"
-        seconds = (time.monotonic() - self._began) * (1 - share) / share if share else 0.0
-        self.progress(f"choosing: {len(running)} in the race, {passed}, at most {seconds:.0f} s", share)
+        seconds = (time.monotonic() - self._began) * (1 - share) / share if share else None
+        kept = None if (best := self.best) is None else best.kept
+        self.watch(Standing(phase=Phase.CHOOSING, alive=len(running), best=kept, seconds_left=seconds))
+        passed = "none has passed" if best is None else "one has passed"
+        passed = passed if kept is None else f"best so far keeps {kept:.0%}"
+        left = "" if seconds is None else f", at most {seconds:.0f} s"
+        self.progress(f"choosing: {len(running)} in the race, {passed}{left}", share)
 
 
 class _Count:

@@ -123,7 +123,18 @@ class Tried:
         result = None if self.select is None else self.select.check("utility")
         if result is None or result.rate is None:
             return float("-inf")
-        return -result.rate if result.details.get("measure") == "drift" else result.rate
+        return -result.rate if self.drifts else result.rate
+
+    @property
+    def drifts(self) -> bool:
+        """Whether its utility is a drift from the upload: there were no samples to measure a share on."""
+        result = None if self.select is None else self.select.check("utility")
+        return result is not None and result.details.get("measure") == "drift"
+
+    @property
+    def kept(self) -> float | None:
+        """The share of the task that it keeps; None where that was not measured."""
+        return None if self.drifts or self.utility == float("-inf") else self.utility
 
     @property
     def energy_kept(self) -> float | None:

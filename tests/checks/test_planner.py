@@ -193,6 +193,33 @@ def test_progress_tells_stage_candidates_best_and_time(reference: Any, tmp_path:
     assert [share for _, share in choosing] == sorted(share for _, share in choosing)
 
 
+@pytest.mark.parametrize("samples", [SAMPLES, ()], ids=["with samples", "without samples"])
+def test_progress_is_told_in_fields_too(samples: Any, reference: Any, tmp_path: Path) -> None:
+    """The phases in their order; in the race who is alive, what the best keeps and the time left; JSON, always."""
+    told: list[dict[str, Any]] = []
+    lines: list[tuple[str, int]] = []
+    plan(
+        UPLOAD,
+        reference=reference(chat_of(Character())),
+        policy=GRID,
+        work_dir=tmp_path,
+        samples=samples,
+        progress=lambda line, _share: lines.append((line, len(told))),
+        watch=lambda standing: told.append(json.loads(json.dumps(standing.as_dict(), allow_nan=False))),
+    )
+    phases = [one["phase"] for one in told]
+    assert list(dict.fromkeys(phases)) == ["aligned", "upload", "choosing", "certifying"]
+    race = [one for one in told if one["phase"] == "choosing"]
+    assert race[0]["alive"] == 3
+    assert "best" not in race[0]
+    assert all(one["seconds_left"] >= 0 for one in race)
+    assert race[-1].get("best") == (pytest.approx(0.85, rel=1e-3) if samples else None)
+    for line, seen in lines:
+        if line.startswith("choosing"):
+            assert f"{told[seen - 1]['alive']} in the race" in line
+            assert "-" not in line  # a drift is no share that is kept
+
+
 @pytest.mark.parametrize(("way", "said"), [(1.0, "harmful"), (0.1, "its log-odds of a refusal went 10% of the way")])
 def test_a_proxy_ends_the_hopeless_early_and_passes_nobody(
     way: float, said: str, reference: Any, tmp_path: Path

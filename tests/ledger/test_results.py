@@ -90,10 +90,11 @@ def test_stale_fence_changes_nothing(database: Database, open_job: OpenJob, star
 
 
 def test_a_quarantine_is_in_the_chain_with_its_report(database: Database, open_job: OpenJob, start: datetime) -> None:
-    """No artifact bears a signature then: the log holds the verdict and the digest of the report, of job and adapter."""
+    """No artifact bears a signature then: the log holds verdict and report, for job and adapter."""
     job = open_job()
+    claim = claimed(database, job.id, start)
     with database.begin() as tx:
-        jobs.close(tx, claimed(database, job.id, start), QUARANTINED)
+        jobs.close(tx, claim, QUARANTINED)
     with database.read() as tx:
         events = [
             audit.search(tx, Query(action=action)).items[0] for action in ("job.succeeded", "adapter.quarantined")

@@ -37,7 +37,8 @@ def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, dict[s
     finally:
         torch.use_deterministic_algorithms(mode=False)
     said = capsys.readouterr()
-    return code, json.loads(said.out or "{}"), json.loads(said.err or "{}")
+    problem = said.err.splitlines()[-1] if code == 1 else "{}"  # above it stands progress
+    return code, json.loads(said.out or "{}"), json.loads(problem)
 
 
 def test_repair_prints_one_account_of_everything(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
