@@ -4,7 +4,7 @@ Values only. How files spell these layers is `adapter_file.py`; the algebra is `
 one orientation, ``delta = scale * b @ a`` of shape out x in, whatever the file or the base model do.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -222,6 +222,13 @@ class Weight(Protocol):
     def rows(self, start: int, stop: int) -> Tensor:
         """Rows ``start`` to ``stop`` in the format of the file."""
 
+    def expect(self) -> int:
+        """Ask the system to fetch all rows; how many bytes that is, 0 where it cannot be asked."""
+
+
+def nothing() -> None:
+    """For who need not be told."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tile:
@@ -248,6 +255,7 @@ class LayerReference:
             result's bits: what is found here only saves the work of finding it again.
         basis: What is known in advance about ``aligned - base``; then there are no weights to read.
         note: What the verdict must say about where the numbers come from.
+        begun: Called when the weights are about to be read.
     """
 
     name: str
@@ -260,6 +268,7 @@ class LayerReference:
     remembered: dict[str, Any] = field(default_factory=dict)
     basis: LayerBasis | None = None
     note: str = ""
+    begun: Callable[[], object] = nothing
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -276,10 +285,15 @@ class LayerReference:
         out_features, in_features = self.shape
         return min(out_features, self.tile_rows or max(1, TILE_NUMBERS // in_features))
 
+    def expect(self) -> int:
+        """Ask the system to fetch the weights; how many bytes that is, 0 where it cannot be asked."""
+        return sum(weight.expect() for weight in (self.aligned, self.base) if weight is not None)
+
     def aligned_tiles(self) -> Iterator[Tile]:
         """The aligned weight, a few rows at a time."""
         if self.aligned is None:
             raise ShapeMismatch("no aligned weight was given", field=self.name)
+        self.begun()
         for start, stop in _steps(self.aligned.shape[0], self.rows_at_once):
             rows = self.aligned.rows(start, stop).to(self.device)
             yield Tile(start=start, stop=stop, values=rows.to(_wide(rows.dtype)))
@@ -308,6 +322,7 @@ class LayerReference:
 
     def alignment_dtype(self) -> torch.dtype:
         """Wide enough for both weights, float32 at least."""
+        self.begun()
         after, before = self._both()
         return torch.promote_types(_wide(after.rows(0, 1).dtype), before.rows(0, 1).dtype)
 

@@ -126,6 +126,9 @@ class InMemory:
     def rows(self, start: int, stop: int) -> torch.Tensor:
         return self.values[start:stop]
 
+    def expect(self) -> int:
+        return 0
+
 
 def pair(out_features: int, in_features: int, tile_rows: int, dtype: torch.dtype) -> LayerReference:
     base = tiny.weights({"w": (out_features, in_features)}, dtype=dtype)
