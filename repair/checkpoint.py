@@ -37,6 +37,7 @@ class Checkpoint:
         self.directory = directory
         self._files = dict(files)
         self._opened: dict[Path, WeightFile] = {}
+        self._weights: dict[tuple[str, bool], StoredWeight] = {}
         self._memories: dict[tuple[str, bool, Path | None], dict[str, Any]] = {}
 
     @classmethod
@@ -98,7 +99,7 @@ class Checkpoint:
         """A handle on the weight that ``layer`` adapts, in its orientation; raises ShapeMismatch."""
         if layer.slot is not None and layer.slot.expert is not None:
             return self._expert(layer, layer.slot)
-        stored = self._matrix(layer.name)
+        stored = self._stored(layer.name, transposed=False).stored
         flipped = stored[::-1] == layer.shape
         # A GPT-2 adapter declares fan_in_fan_out for all modules; its head is an ordinary linear all the same.
         transposed = layer.transposed and (flipped or stored != layer.shape)
@@ -182,11 +183,15 @@ class Checkpoint:
         return shape[-2], shape[-1]
 
     def _stored(self, module: str, *, transposed: bool) -> StoredWeight:
-        key = self._find(module)
-        return StoredWeight(key=key, file=self._file(key), stored=self._matrix(module), transposed=transposed)
+        """A matrix by its module's name; what was found once is found at once."""
+        known = self._weights.get((module, transposed))
+        if known is None:
+            key = self._find(module)
+            known = StoredWeight(key=key, file=self._file(key), stored=self._matrix(key), transposed=transposed)
+            self._weights[module, transposed] = known
+        return known
 
-    def _matrix(self, module: str) -> tuple[int, int]:
-        key = self._find(module)
+    def _matrix(self, key: str) -> tuple[int, int]:
         part = self._handle(key).get_slice(key)
         shape = tuple(part.get_shape())
         if len(shape) != 2:  # noqa: PLR2004 - a matrix

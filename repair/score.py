@@ -13,7 +13,8 @@ import torch
 
 from repair.alignment import published_projection
 from repair.context import RepairContext
-from repair.linalg import compare, gram, homogeneous
+from repair.grams import row_gram
+from repair.linalg import compare, homogeneous
 from repair.lora import LayerReference, LoraAdapter, LoraLayer
 from repair.read_ahead import ReadAhead
 from repair.threads import in_threads
@@ -95,7 +96,7 @@ def _together(layers: Mapping[str, LoraLayer], reference: LayerReference) -> Ite
             yield ModuleScore(name=layer.name, adapter=adapter, reason=reason)
             continue
         one = factors[adapter]
-        seen = compare(projected[adapter], one.b, gram(one.a.T, one.a.T))
+        seen = compare(projected[adapter], one.b, row_gram(one.a))
         if seen.energy == 0:
             yield ModuleScore(name=layer.name, adapter=adapter, reason=ZERO)
             continue
