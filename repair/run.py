@@ -15,6 +15,7 @@ from repair.linalg import delta_energy
 from repair.lora import LoraAdapter, LoraLayer, concatenate
 from repair.method import Assessment, Choice, Decision, Need, RepairMethod
 from repair.ranks import Fitted, fitted, limit_of
+from repair.read_ahead import ReadAhead
 from repair.replacements import settled
 from repair.threads import in_threads
 from repair.tying import tie_of, with_head, without_head
@@ -185,16 +186,16 @@ def _fits(patch: LoraAdapter | None, adapter: LoraAdapter, context: RepairContex
 
 
 def _assess(adapter: LoraAdapter, method: RepairMethod, context: RepairContext) -> list[Assessment]:
-    with_base = Need.BASE in method.demands
+    with_base, layers, found = Need.BASE in method.demands, adapter.by_name, []
 
     def assessed(layer: LoraLayer) -> Assessment:
         reference = context.reference_for(layer, with_base=with_base, need=method.basis_need)
-        return replace(method.assess(layer, reference), note=reference.note)
+        return replace(method.assess(layer, ahead.watched(reference)), note=reference.note)
 
-    found = []
-    for done, one in enumerate(in_threads(assessed, adapter.layers, context.device), start=1):
-        found.append(one)
-        context.progress(one.layer.name, done / len(adapter.layers))
+    with ReadAhead(adapter.names, lambda name: context.reference_for(layers[name], with_base=with_base)) as ahead:
+        for done, one in enumerate(in_threads(assessed, adapter.layers, context.device), start=1):
+            found.append(one)
+            context.progress(one.layer.name, done / len(adapter.layers))
     return found
 
 

@@ -22,6 +22,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from repair import alignment, linalg, operator_norm, selection
+from repair.grams import row_gram
 from repair.layer_basis import BasisNeed
 from repair.lora import LayerReference, LoraLayer
 from repair.method import Assessment, Choice, Cost, Decision, Laws, Need, RepairMethod
@@ -110,7 +111,7 @@ class SafeLora(RepairMethod):
         found = self._projected(factors.b, reference)
         if found is None:
             return self._unjudged(layer, "no alignment displacement: alignment did not change this weight")
-        cosine = linalg.compare(found.columns, factors.b, linalg.gram(factors.a.T, factors.a.T)).cosine
+        cosine = linalg.compare(found.columns, factors.b, row_gram(factors.a)).cosine
         step = self._step(cosine, found.blank.cosine)
         moved = self._sized(self._moved(factors.b, found.columns, step), factors, reference)
         return Assessment(
@@ -179,8 +180,9 @@ class SafeLora(RepairMethod):
 
 def _with_columns(layer: LoraLayer, columns: Float[Tensor, "out columns"]) -> LoraLayer:
     """The layer with edited output-side columns; the last one is its bias, where it has one."""
-    b = columns[:, : layer.rank].contiguous()
-    return replace(layer, b=b, bias=None if layer.bias is None else columns[:, layer.rank].contiguous())
+    if layer.bias is None:
+        return replace(layer, b=columns.contiguous())
+    return replace(layer, b=columns[:, : layer.rank].contiguous(), bias=columns[:, layer.rank].contiguous())
 
 
 def _by_ratio(assessments: Sequence[Assessment]) -> list[Assessment]:

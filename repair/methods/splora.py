@@ -17,6 +17,7 @@ import torch
 from pydantic import Field, model_validator
 
 from repair import alignment, linalg, selection
+from repair.grams import row_gram
 from repair.layer_basis import BasisNeed
 from repair.lora import LayerReference, LoraLayer
 from repair.method import Assessment, Choice, Cost, Decision, Laws, Need, RepairMethod
@@ -114,7 +115,7 @@ class Splora(RepairMethod):
         return selection.at_most(assessments, scores[min(count, len(scores)) - 1])
 
     def _distance(self, projected: torch.Tensor, factors: linalg.Factors, scale: float) -> float:
-        found = linalg.compare(projected, factors.b, linalg.gram(factors.a.T, factors.a.T))
+        found = linalg.compare(projected, factors.b, row_gram(factors.a))
         if self.metric is Metric.RELATIVE:
             return found.distance / math.sqrt(found.energy)
         return abs(scale) * found.distance
