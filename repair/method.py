@@ -5,18 +5,26 @@ of its own (a patch, a trained refusal LoRA) returns them from `prepare`; they a
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cache
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import to_jsonable_python
 
+from gate.of_modules import misfits
+from gate.schema_check import Fault, Schema, check
 from repair.context import RepairContext
 from repair.errors import BadParameters
 from repair.layer_basis import BasisNeed
 from repair.lora import LayerReference, LoraAdapter, LoraLayer
+from repair.parameter_rules import Rule
+
+MOST_MODULES = 100_000
+"""More than any adapter has: an upper end for counts of modules."""
 
 
 class Need(StrEnum):
@@ -123,10 +131,23 @@ class Laws:
     trial: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
 
+class Impossible(ValueError):
+    """Parameters that cannot be given together."""
+
+    def __init__(self, fault: Fault) -> None:
+        self.fault = fault
+        super().__init__(fault.detail)
+
+
+def _with_rules(schema: dict[str, Any], kind: type["RepairMethod"]) -> None:
+    if kind.rules:
+        schema["allOf"] = [*schema.get("allOf", ()), *kind.rules]
+
+
 class RepairMethod(BaseModel, ABC):
     """A way to edit an adapter. Its fields are its parameters; each works with its defaults."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, json_schema_extra=_with_rules)
 
     name: ClassVar[str]
     version: ClassVar[int]
@@ -134,6 +155,14 @@ class RepairMethod(BaseModel, ABC):
     needs: ClassVar[frozenset[Need]]
     cost: ClassVar[Cost]
     laws: ClassVar[Laws]
+    rules: ClassVar[tuple[Rule, ...]] = ()
+    """What its parameters may not be together; part of the schema that the catalogue carries."""
+
+    @model_validator(mode="after")
+    def _rules_hold(self) -> "RepairMethod":
+        for fault in check(self.model_dump(mode="json"), {"allOf": self.rules}, pointer="") if self.rules else ():
+            raise Impossible(fault)
+        return self
 
     @property
     def demands(self) -> frozenset[Need]:
@@ -167,32 +196,56 @@ class RepairMethod(BaseModel, ABC):
     def choose(self, assessments: Sequence[Assessment]) -> Choice:
         """Pick the modules to edit among those that could be judged."""
 
+    def must_mean(self, modules: Collection[str]) -> None:
+        """Raise BadParameters when a parameter speaks of modules that an adapter of these does not have."""
+        for fault in misfits(self.model_dump(mode="json"), _schema_of(type(self)), modules):
+            raise BadParameters(fault.detail, field=self._field(fault))
+
     @classmethod
     def parse(cls, parameters: Mapping[str, Any]) -> "RepairMethod":
-        """The method with these parameters; raises BadParameters naming the field."""
+        """The method with these parameters; raises BadParameters naming the field.
+
+        As strict as the schema that it offers: what would be refused at the door is not taken here either.
+        """
         try:
-            return cls.model_validate(dict(parameters))
+            found = cls.model_validate(dict(parameters))
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
+            cause = first.get("ctx", {}).get("error")
+            if isinstance(cause, Impossible):
+                raise BadParameters(cause.fault.detail, field=cls._field(cause.fault)) from error
             where = ".".join(str(part) for part in first["loc"]) or "parameters"
-            raise BadParameters(first["msg"], field=f"{cls.name}.{where}") from error
+            raise BadParameters(first["msg"] if cause is None else str(cause), field=f"{cls.name}.{where}") from error
+        plain = to_jsonable_python(dict(parameters), fallback=dict)  # read-only mappings, which pydantic does not know
+        for fault in check(plain, _schema_of(cls), pointer=""):
+            raise BadParameters(fault.detail, field=cls._field(fault))
+        return found
+
+    @classmethod
+    def _field(cls, fault: Fault) -> str:
+        return f"{cls.name}{fault.pointer.replace('/', '.')}"
 
     @classmethod
     def catalogue_entry(cls) -> dict[str, Any]:
         """What the service offers about this method, as JSON."""
-        schema = cls.model_json_schema()
-        schema["properties"] = {
-            key: value for key, value in schema.get("properties", {}).items() if not value.get("local")
-        }
+        whole = _schema_of(cls)
+        offered = {key: value for key, value in whole.get("properties", {}).items() if not value.get("local")}
         return {
             "name": cls.name,
             "version": cls.version,
             "summary": (cls.__doc__ or "").strip().split("\n", 1)[0],
             "paper": cls.paper,
             "needs": sorted(cls.needs),
+            "local": sorted(whole.get("properties", {}).keys() - offered.keys()),
             "cost": cls.cost.value,
-            "parameters": schema,
+            "parameters": {**whole, "properties": offered},
         }
+
+
+@cache
+def _schema_of(kind: type[RepairMethod]) -> Schema:
+    """Of all its parameters, those among them that are for this machine only."""
+    return kind.model_json_schema()
 
 
 def untouched(layer: LoraLayer) -> Assessment:

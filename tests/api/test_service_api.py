@@ -16,7 +16,7 @@ from api.app import assemble, create_app
 from api.catalogue import PATH, Catalogue
 from api.inputs import DEFAULT_POLICY
 from api.openapi import openapi_document
-from api.schema_check import check, unknown_keywords
+from gate.schema_check import check, unknown_keywords
 from ledger.settings import Settings
 from ledger.tables import Verdict
 
