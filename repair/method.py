@@ -7,13 +7,13 @@ of its own (a patch, a trained refusal LoRA) returns them from `prepare`; they a
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import Enum, StrEnum
 from functools import cache
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
-from pydantic_core import to_jsonable_python
 
 from gate.of_modules import misfits
 from gate.schema_check import Fault, Schema, check
@@ -160,8 +160,10 @@ class RepairMethod(BaseModel, ABC):
 
     @model_validator(mode="after")
     def _rules_hold(self) -> "RepairMethod":
-        for fault in check(self.model_dump(mode="json"), {"allOf": self.rules}, pointer="") if self.rules else ():
-            raise Impossible(fault)
+        if self.rules:
+            given = self.model_dump(mode="json", exclude_unset=True)
+            for fault in check(given, {"allOf": self.rules}, pointer="", root=_schema_of(type(self))):
+                raise Impossible(fault)
         return self
 
     @property
@@ -205,21 +207,17 @@ class RepairMethod(BaseModel, ABC):
     def parse(cls, parameters: Mapping[str, Any]) -> "RepairMethod":
         """The method with these parameters; raises BadParameters naming the field.
 
-        As strict as the schema that it offers: what would be refused at the door is not taken here either.
+        Held to the schema that it offers first: what would be refused at the door is not taken here either.
         """
+        for fault in check(_plain(parameters), _schema_of(cls), pointer=""):
+            raise BadParameters(fault.detail, field=cls._field(fault))
         try:
-            found = cls.model_validate(dict(parameters))
+            return cls.model_validate(dict(parameters))
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             cause = first.get("ctx", {}).get("error")
-            if isinstance(cause, Impossible):
-                raise BadParameters(cause.fault.detail, field=cls._field(cause.fault)) from error
             where = ".".join(str(part) for part in first["loc"]) or "parameters"
             raise BadParameters(first["msg"] if cause is None else str(cause), field=f"{cls.name}.{where}") from error
-        plain = to_jsonable_python(dict(parameters), fallback=dict)  # read-only mappings, which pydantic does not know
-        for fault in check(plain, _schema_of(cls), pointer=""):
-            raise BadParameters(fault.detail, field=cls._field(fault))
-        return found
 
     @classmethod
     def _field(cls, fault: Fault) -> str:
@@ -240,6 +238,15 @@ class RepairMethod(BaseModel, ABC):
             "cost": cls.cost.value,
             "parameters": {**whole, "properties": offered},
         }
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it: a declaration may hold tuples and read-only mappings, a command line paths."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return str(value) if isinstance(value, Path | Enum) else value
 
 
 @cache
