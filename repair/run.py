@@ -101,6 +101,7 @@ def _apply(
 ) -> tuple[LoraAdapter, tuple[LayerVerdict, ...], tuple[str, ...]]:
     """One stage, with what it has to say; the very adapter that was handed in when nothing about it changed."""
     kept = without_head(whole)
+    method.must_mean(kept.names)
     patch = method.prepare(kept, context)
     assessments = _assess(kept, method, context)
     choice = _chosen(method, assessments)

@@ -251,7 +251,7 @@ def fenced_off(tools: Tools, claim: Claim) -> None:
 def describe(error: Exception) -> Failure:
     """What the ledger says about an error. A model's words never reach an error message of ours."""
     if isinstance(error, RepairError):
-        return Failure(code=error.rule, message=str(error), retry=Retry.PERMANENT)
+        return Failure(code=error.rule, message=str(error), retry=Retry.PERMANENT, detail=error.as_dict())
     if isinstance(error, SoftTimeLimitExceeded):
         return Failure(code="time-limit", message="the job took longer than a job may", retry=Retry.PERMANENT)
     if isinstance(error, ReferenceChanged):

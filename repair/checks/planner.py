@@ -34,11 +34,11 @@ from repair.checks.report import CheckReport
 from repair.checks.robustness import Answers, ask_framed
 from repair.checks.run import Original, never, run_checks
 from repair.checks.suite import Suite
-from repair.checks.usable import require_usable
+from repair.checks.usable import require_buildable, require_usable
 from repair.checks.verdict import Cost, Plan, Tried, Verdict, compared, pareto, shown, slipped, why
 from repair.checks.withstood import gave_way, with_robustness
 from repair.context import Progress, RepairContext, silent
-from repair.errors import BadParameters, RepairError
+from repair.errors import BadParameters, MissingReference, RepairError
 from repair.first_order import adapter_damage
 from repair.layout import WEIGHTS
 from repair.lora import LoraAdapter
@@ -94,10 +94,13 @@ def plan(
 
     ``candidates`` overrides what the policy would try, ``judge`` the one that it names. Candidates are written under
     ``work_dir``; the winner's directory is what may be published. Raises a RepairError when the upload itself cannot
-    be measured, and PolicyInvalid when nothing could ever meet the policy here.
+    be measured, PolicyInvalid when nothing could ever meet the policy here, and BadParameters or MissingReference when
+    what was ordered cannot be made: an order that is wrong says nothing about the adapter.
     """
     judge = judge_of(policy.judge) if judge is None else judge
     require_usable(policy, judge.info)
+    for wish in candidates or ():
+        require_buildable(wish, adapter)
     run = _Run(
         adapter=adapter,
         reference=reference,
@@ -105,6 +108,7 @@ def plan(
         judge=judge,
         work_dir=work_dir,
         samples=tuple(samples),
+        ordered=candidates is not None,
         device=device or torch.device("cpu"),
         progress=progress,
         cancelled=cancelled,
@@ -140,6 +144,7 @@ class _Run:
     judge: Judge
     work_dir: Path
     samples: tuple[Sample, ...]
+    ordered: bool
     device: torch.device
     progress: Progress
     cancelled: Callable[[], bool]
@@ -264,7 +269,7 @@ class _Run:
         return {**report.suite, "policy": known, "confidence": self.policy.sharing_doubt().bounds.confidence}
 
     def _build(self, wish: Candidate, directory: Path) -> Tried:
-        """Apply the method, write the result and read it back; a candidate that cannot be built has lost."""
+        """Apply the method, write the result and read it back; a policy's candidate that cannot be built has lost."""
         kind = METHODS.get(wish.method)
         if kind is None:
             return Tried(wish=wish, lost=f"no method is called {wish.method}")
@@ -276,6 +281,8 @@ class _Run:
         except Cancelled:
             raise
         except RepairError as error:
+            if self.ordered and isinstance(error, BadParameters | MissingReference):
+                raise
             return Tried(wish=wish, version=kind.version, lost=f"cannot be built: {error}")
         return Tried(
             wish=wish,

@@ -20,12 +20,13 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from repair.context import RepairContext
 from repair.errors import MissingReference
 from repair.lora import LayerReference, LoraAdapter, LoraLayer, concatenate
 from repair.method import Assessment, Choice, Cost, Decision, Laws, Need, RepairMethod
+from repair.parameter_rules import Rule, in_order
 from repair.selection import everything, nothing
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class RefusalTune(RepairMethod):
         never_grows=None,
         trial=MappingProxyType({"steps": 2, "batch_size": 4, "first": 0.0, "last": 1.0}),
     )
+    rules: ClassVar[tuple[Rule, ...]] = (in_order("first", "last"),)
 
     rank: int = Field(default=2, ge=1, le=16, description="What is added to the rank of each tuned module")
     steps: int = Field(default=60, ge=0, le=2000, description="Training steps; none leaves the adapter as it is")
@@ -85,12 +87,6 @@ class RefusalTune(RepairMethod):
         description="Keep the latest weights that refuse no more of held-out look-alikes which the adapter answers",
     )
     seed: int = Field(default=0, ge=0, le=2**32 - 1, description="Of the first factor and the order of rows")
-
-    @model_validator(mode="after")
-    def _in_order(self) -> "RefusalTune":
-        if self.first >= self.last:
-            raise ValueError("first must lie before last")
-        return self
 
     @property
     def packs(self) -> tuple[str, ...]:

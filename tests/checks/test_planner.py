@@ -15,6 +15,7 @@ from repair.checks.packs import load_pack
 from repair.checks.planner import Plan, Reference, Verdict, plan, split_samples
 from repair.checks.policy import Candidate, Policy
 from repair.checks.toy import ToyChat
+from repair.errors import BadParameters, MissingReference, RepairError
 from tests.checks.acting import (
     ANSWER,
     CERTIFY,
@@ -468,25 +469,59 @@ def test_without_samples_the_drift_decides(reference: Any, tmp_path: Path) -> No
 
 
 def test_a_candidate_that_cannot_be_built_is_recorded_and_passed_over(reference: Any, tmp_path: Path) -> None:
-    """No such method, wrong parameters, nothing to patch with."""
-    wishes = [
-        Candidate(method="magic", parameters={}),
-        Candidate(method="scale", parameters={"strength": 7}),
-        Candidate(method="patch", parameters={}),
-        Candidate(method="scale", parameters={"strength": 0.85}),
+    """A policy tries what does not suit every adapter and reference: no such modules, nothing to patch with."""
+    trials = [
+        {"method": "scale", "grid": {"strengths": [{"*.no_proj": 0.5}]}},
+        {"method": "random_modules", "grid": {"count": [99]}},
+        {"method": "patch"},
+        {"method": "scale", "grid": {"strength": [0.85]}},
     ]
-    found = plan(
-        UPLOAD,
-        reference=reference(chat_of(Character())),
-        policy=GRID,
-        work_dir=tmp_path,
-        samples=SAMPLES,
-        candidates=wishes,
-    )
+    chat, policy = chat_of(Character()), many(trials)
+    found = plan(UPLOAD, reference=reference(chat), policy=policy, work_dir=tmp_path, samples=SAMPLES)
     assert found.verdict is Verdict.RELEASED_REPAIRED
-    assert ["magic" in found.candidates[0].lost, "strength" in found.candidates[1].lost] == [True, True]
-    assert found.candidates[2].lost.startswith("cannot be built")
+    for one, about in zip(found.candidates, ("scale.strengths", "random_modules.count", "patch"), strict=False):
+        assert one.lost.startswith(f"cannot be built: {about}: ")
     assert not found.candidates[3].lost
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters", "field"),
+    [
+        ("magic", {}, "magic"),
+        ("scale", {"strength": 7}, "scale.strength"),
+        ("scale", {"strengths": {"*.no_proj": 0.5}}, "scale.strengths"),
+        ("random_modules", {"count": 99}, "random_modules.count"),
+        ("safe_lora", {"threshold": 0.3, "count": 3}, "safe_lora.count"),
+        ("refusal_tune", {"first": 0.9, "last": 0.1}, "refusal_tune.first"),
+        ("compose", {"steps": [{"method": "safe_lora", "parameters": {"adaptive": True}}]}, "compose.steps"),
+        ("compose", {"steps": [{"method": "random_modules", "parameters": {"count": 99}}]}, "random_modules.count"),
+    ],
+)
+def test_an_order_that_is_wrong_is_no_verdict(
+    reference: Any, tmp_path: Path, method: str, parameters: dict[str, Any], field: str
+) -> None:
+    """It ends with the error before anything is asked, and says nothing about the adapter."""
+    chat, wish = chat_of(Character()), Candidate(method=method, parameters=parameters)
+    with pytest.raises(BadParameters) as caught:
+        plan(UPLOAD, reference=reference(chat), policy=GRID, work_dir=tmp_path, samples=SAMPLES, candidates=[wish])
+    assert caught.value.field == field
+    assert chat.asked == 0
+
+
+@pytest.mark.parametrize(
+    ("steps", "error"),
+    [
+        ([{"method": "patch"}], MissingReference),
+        ([{"method": "spectral"}, {"method": "s3lora", "parameters": {"count": 99}}], BadParameters),
+    ],
+)
+def test_nor_is_one_that_is_found_wrong_while_it_is_made(
+    reference: Any, tmp_path: Path, steps: list[dict[str, Any]], error: type[RepairError]
+) -> None:
+    """What a later step needs, or means, is known when it is its turn."""
+    chat, wish = chat_of(Character()), Candidate(method="compose", parameters={"steps": steps})
+    with pytest.raises(error):
+        plan(UPLOAD, reference=reference(chat), policy=GRID, work_dir=tmp_path, samples=SAMPLES, candidates=[wish])
 
 
 def test_the_aligned_model_is_measured_once_for_a_reference(reference: Any, tmp_path: Path) -> None:

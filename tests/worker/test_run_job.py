@@ -335,6 +335,28 @@ def test_a_wish_that_cannot_be_met_fails_for_good(house: House, poisoned: str) -
     assert job.error["code"] == "policy-invalid"
 
 
+@pytest.mark.parametrize(
+    ("method", "parameters", "field"),
+    [
+        ("safe_lora", {"threshold": 0.3, "count": 3}, "safe_lora.count"),
+        ("scale", {"strengths": {"*.no_proj": 0.5}}, "scale.strengths"),
+    ],
+)
+def test_parameters_that_cannot_be_are_an_error_of_the_order(
+    house: House, poisoned: str, method: str, parameters: dict[str, Any], field: str
+) -> None:
+    """An order from before the door knew the rule: it fails with the field and the reason, and quarantines nothing."""
+    job = house.run(house.order(poisoned, method=method, parameters=parameters))
+
+    assert (job.state, job.verdict, job.report_digest, job.attempts) == (JobState.FAILED, None, None, 1)
+    assert job.error is not None
+    assert (job.error["code"], job.error["retry"]) == ("bad-parameters", "permanent")
+    assert job.error["detail"]["field"] == field
+    assert job.error["detail"]["rule"] == "bad-parameters"
+    assert job.error["detail"]["detail"] in job.error["message"]
+    assert "adapter.quarantined" not in house.actions(job.id)
+
+
 def test_a_reference_that_changed_on_disk_is_not_used(house: House, poisoned: str, tmp_path: Path) -> None:
     """Its digests name other bytes than those that would be measured."""
     import shutil
