@@ -91,6 +91,8 @@ class JobFacts:
         files: The files of the artifact, name -> digest, without `model.sig` and `attestations.jsonl`.
         byproducts: What else the job kept, such as the table of rows behind the numbers.
         utility, effect: Numbers for the own predicate, as they are.
+        choice: Which candidates there were, how far each came, and which of them no other one beats.
+        cost: Forward tokens by what they were for.
     """
 
     job_id: str
@@ -118,6 +120,8 @@ class JobFacts:
     byproducts: Sequence[Resource] = ()
     utility: Mapping[str, Any] = field(default_factory=dict)
     effect: Mapping[str, Any] = field(default_factory=dict)
+    choice: Mapping[str, Any] = field(default_factory=dict)
+    cost: Mapping[str, Any] = field(default_factory=dict)
     builder_id: str = BUILDER_ID
 
     @property

@@ -210,6 +210,8 @@ def _adapter_repair(
         ],
         "effect": dict(facts.effect),
         "utility": dict(facts.utility),
+        "choice": dict(facts.choice),
+        "cost": dict(facts.cost),
         "checks": {"before": before.digest, "after": after.digest},
         "measurements": {"before": _measurements(facts.before), "after": _measurements(facts.after)},
         "statements": [statement.digest for statement in named],

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from pages import charts, words
-from pages.tables import categories, pairs
+from pages.tables import categories, costs, pairs
 from pages.words import RATES, between, label_of, meaning_of, name_of, percent, sentence_of
 
 if TYPE_CHECKING:
@@ -89,6 +89,7 @@ def view(report: Report) -> dict[str, Any]:
         "guess": _guess(deciding),
         "pairs": pairs(report),
         "categories": categories(arms),
+        "costs": costs(report),
         "strips": charts.strips(report.modules),
         "decisions": Counter(module.decision for module in report.modules).most_common(),
         "norms": _norms(report),
@@ -278,11 +279,26 @@ def _tried(place: int, one: Candidate, report: Report, winner: int | None) -> di
         "label": label_of(one.method, one.parameters),
         **cells,
         "utility": utility,
-        "energy": percent(one.energy_kept),
+        "told": _told(one),
         "winner": place == winner,
         "best": place in report.pareto,
         "why": "released" if place == winner else one.lost,
     }
+
+
+def _told(one: Candidate) -> str:
+    """How far it came, and what its weights alone told."""
+    proxy = None if one.proxy is None else one.proxy.get("way")
+    parts = [
+        words.STAGES.get(one.stage, one.stage),
+        "" if one.energy_kept is None else f"energy kept {percent(one.energy_kept)}",
+        ""
+        if one.weights is None or one.weights.rho is None
+        else f"rho {words.number(one.weights.rho)} (by chance {words.number(one.weights.rho_null)})",
+        "" if one.damage is None else f"predicted damage {words.number(one.damage)} nats",
+        "" if proxy is None else f"first words {percent(proxy)} of the way to the aligned model's",
+    ]
+    return "; ".join(part for part in parts if part)
 
 
 def _cut_off(arm: Arm) -> tuple[int, int, int]:

@@ -32,6 +32,8 @@ from repair.checks.planner import Verdict as PlanVerdict
 from repair.method import Decision
 from repair.methods import METHODS
 from repair.serving import serving_report
+from worker.choice import choice_of
+from worker.plain import plain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -148,17 +150,6 @@ def report_of(account: Account, source: Path) -> dict[str, Any]:
     return cleaned
 
 
-def plain(value: Any) -> Any:
-    """JSON values only: a number that is not finite becomes null."""
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, float) and (value != value or value in {float("inf"), float("-inf")}):  # noqa: PLR0124 - NaN
-        return None
-    return value
-
-
 def conditions(account: Account) -> dict[str, Any]:
     """What besides the inputs is asked of the computation, and is the same on every machine with such a device."""
     suite = account.plan.input_report.suite
@@ -224,6 +215,8 @@ def facts_of(account: Account, files: Mapping[str, str]) -> JobFacts:
         versions=versions(),
         utility=next((one for one in measured(after) if one.get("name") == "utility"), {}),
         effect=effect_of(plan.winner),
+        choice=choice_of(plan),
+        cost={**plan.cost.as_dict(), "spent": plan.cost.spent},
     )
 
 

@@ -20,6 +20,7 @@ from repair.checkpoint import Checkpoint
 from repair.checks.alpha import Ledger
 from repair.checks.backend import Backend, Capability, Sample
 from repair.checks.bisection import Bisection
+from repair.checks.cost import Cost
 from repair.checks.errors import Cancelled
 from repair.checks.evidence import CheckOutcome
 from repair.checks.judge import Judge
@@ -34,12 +35,21 @@ from repair.checks.report import CheckReport
 from repair.checks.robustness import Answers, ask_framed
 from repair.checks.run import Original, never, run_checks
 from repair.checks.suite import Suite
+<<<<<<< HEAD
 from repair.checks.usable import require_buildable, require_usable
 from repair.checks.verdict import Cost, Plan, Tried, Verdict, compared, pareto, shown, slipped, why
 from repair.checks.withstood import gave_way, with_robustness
 from repair.context import Progress, RepairContext, silent
 from repair.errors import BadParameters, MissingReference, RepairError
 from repair.first_order import adapter_damage
+=======
+from repair.checks.usable import require_usable
+from repair.checks.verdict import Plan, Stage, Tried, Verdict, compared, pareto, shown, slipped, why
+from repair.checks.weights_only import weights_only
+from repair.checks.withstood import gave_way, with_robustness
+from repair.context import Progress, RepairContext, silent
+from repair.errors import BadParameters, RepairError
+>>>>>>> planner
 from repair.layout import WEIGHTS
 from repair.lora import LoraAdapter
 from repair.method import Cost as MethodCost
@@ -107,6 +117,7 @@ def plan(
         policy=policy,
         judge=judge,
         work_dir=work_dir,
+        began=reference.chat.tokens,
         samples=tuple(samples),
         ordered=candidates is not None,
         device=device or torch.device("cpu"),
@@ -126,7 +137,7 @@ def plan(
             input_report=before,
             aligned_report=aligned,
             alpha=Ledger.of(policy, before),
-            cost=Cost(full_check=aligned.tokens),
+            cost=run.cost(before),
         )
     families = policy.families() if candidates is None else [Family(wishes=(one,)) for one in candidates]
     # Where no reading of this judge may release anything, no repair need be made.
@@ -136,7 +147,7 @@ def plan(
 
 @dataclass(frozen=True, kw_only=True)
 class _Run:
-    """One adapter on its way to a verdict."""
+    """One adapter on its way to a verdict; ``began`` is what the backend had counted before."""
 
     adapter: LoraAdapter
     reference: Reference
@@ -149,7 +160,9 @@ class _Run:
     progress: Progress
     cancelled: Callable[[], bool]
     remembered: Remembered
+    began: int
     _originals: dict[str, Original] = field(default_factory=dict)
+    _set_up: dict[str, int] = field(default_factory=dict)  # forward tokens of the originals
 
     def measure_aligned(self, half: Half) -> CheckReport:
         """The aligned model on one half, remembered by all that decides its numbers."""
@@ -184,7 +197,6 @@ class _Run:
         numbers = itertools.count()
         suite = Suite.of(self.policy, "select")
         here, there = self.measure_aligned("select").rows_by_pack(), aligned.rows_by_pack()
-        before = self.reference.chat.tokens
         original = self._original("select")
         return Race(
             backend=self.reference.chat,
@@ -207,14 +219,14 @@ class _Run:
             ),
             progress=self.progress,
             cancelled=self.cancelled,
-            spent=self.reference.chat.tokens - before,
+            spent=self._set_up["select"],
         )
 
     def certify(self, race: Race | None, before: CheckReport, aligned: CheckReport) -> Plan:
         """Look at the certify half with the best; what it says of one that fails decides where to look next."""
         looks: list[CheckReport] = []
         mcnemar, winner = None, None
-        while race is not None and len(looks) < self.policy.budget.finalists and (best := race.run()) is not None:
+        while race is not None and len(looks) < self.policy.budget.finalists and (best := race.finalist()) is not None:
             report = self._look(best, before, aligned)
             looks.append(report)
             mcnemar = compared(before, report, self.policy)
@@ -239,12 +251,22 @@ class _Run:
             mcnemar=mcnemar,
             pareto=pareto(tried),
             samples_shared=0 < len(self.samples) < _LEAST_SAMPLES_TO_SPLIT,
-            cost=Cost(
-                full_check=aligned.tokens,
-                choosing=0 if race is None else race.spent,
-                building=0 if race is None else race.building,
-                certifying=sum(look.tokens for look in looks),
-            ),
+            cost=self.cost(before, race, looks),
+        )
+
+    def cost(self, before: CheckReport, race: Race | None = None, looks: Sequence[CheckReport] = ()) -> Cost:
+        """What all that took, by what it was for."""
+        return Cost(
+            full_check=self.remembered.tokens("certify"),
+            aligned_certify=self.remembered.tokens("certify"),
+            aligned_select=self.remembered.tokens("select"),
+            aligned_robustness=self.remembered.tokens("robustness"),
+            upload=self._set_up["certify"] + before.tokens,
+            choosing=0 if race is None else race.spent,
+            choosing_limit=0 if race is None else round(race.limit),
+            building=0 if race is None else race.building,
+            certifying=sum(look.tokens for look in looks),
+            spent=self.reference.chat.tokens - self.began,
         )
 
     def _look(self, best: Tried, before: CheckReport, aligned: CheckReport) -> CheckReport:
@@ -272,7 +294,7 @@ class _Run:
         """Apply the method, write the result and read it back; a policy's candidate that cannot be built has lost."""
         kind = METHODS.get(wish.method)
         if kind is None:
-            return Tried(wish=wish, lost=f"no method is called {wish.method}")
+            return Tried(wish=wish, stage=Stage.BUILDING, lost=f"no method is called {wish.method}")
         try:
             method = kind.parse(wish.parameters)
             repaired = repair_adapter(self.adapter, method, self._context())
@@ -281,9 +303,13 @@ class _Run:
         except Cancelled:
             raise
         except RepairError as error:
+<<<<<<< HEAD
             if self.ordered and isinstance(error, BadParameters | MissingReference):
                 raise
             return Tried(wish=wish, version=kind.version, lost=f"cannot be built: {error}")
+=======
+            return Tried(wish=wish, version=kind.version, stage=Stage.BUILDING, lost=f"cannot be built: {error}")
+>>>>>>> planner
         return Tried(
             wish=wish,
             version=kind.version,
@@ -292,7 +318,8 @@ class _Run:
             modules=repaired.verdicts,
             notes=repaired.notes,
             packs=pack_digests(method.packs),
-            damage=adapter_damage(adapter, self.reference.calibration),
+            weights=weights_only(adapter, self.reference.basis, self.reference.calibration),
+            stage=Stage.WEIGHTS,
             directory=directory,
             adapter=adapter,
             digest=sha256_file(directory / WEIGHTS),
@@ -340,7 +367,9 @@ class _Run:
             suite = Suite.of(self.policy, half)
             samples = split_samples(self.samples, half)[: suite.sizes.samples]
             prompts = [one.text for one in suite.of_kind("benign")][: suite.sizes.samples]
+            before = self.reference.chat.tokens
             self._originals[half] = Original.measure(self.reference.chat, self.adapter, samples, prompts=prompts)
+            self._set_up[half] = self.reference.chat.tokens - before
         return self._originals[half]
 
 

@@ -25,7 +25,7 @@ from repair.checks.policy import Candidate, Policy
 from repair.checks.report import CheckReport
 from repair.checks.run import Original, never
 from repair.checks.runner import LATER_LOOK, Runner, light, looks, part_of, rank, reading_of, rows_of
-from repair.checks.verdict import Proxy, Tried, slipped, why
+from repair.checks.verdict import Proxy, Stage, Tried, slipped, why
 from repair.context import Progress, silent
 from repair.lora import LoraAdapter
 
@@ -90,6 +90,15 @@ class Race:
     def best(self) -> Tried | None:
         """Of those that passed the one that keeps most."""
         return max((one for one in self._tried if not one.lost), key=lambda one: one.utility, default=None)
+
+    def finalist(self) -> Tried | None:
+        """What `run` comes to, on its way to the certify half."""
+        best = self.run()
+        if best is None:
+            return None
+        found = replace(best, stage=Stage.CERTIFY)
+        self._tried[self._tried.index(best)] = found
+        return found
 
     def run(self) -> Tried | None:
         """The best of all; asked again after a `reject`, the best of what is then worth a look."""
@@ -194,7 +203,8 @@ class Race:
                 one.measured.margins = part_of(margins, arm, len(some))
                 if one.measured.margins:
                     own = fmean(one.measured.margins)
-                    one.tried = replace(one.tried, proxy=Proxy(margin=own, upload=ends[0], aligned=ends[1]))
+                    proxy = Proxy(margin=own, upload=ends[0], aligned=ends[1])
+                    one.tried = replace(one.tried, proxy=proxy, stage=Stage.PROXY)
         hopeful = [one for one in entering if not self._hopeless(one)]
         for some in self._abreast(hopeful):
             with self._counted(some), self.backend.arms([one.adapter for one in some]):
@@ -213,7 +223,8 @@ class Race:
                 own=part_of(losses, arm, len(some)),
                 drift=part_of(drifts, arm, len(some)),
             )
-            one.tried = replace(one.tried, select=one.measured.report(self.backend, tokens=round(one.tokens)))
+            report = one.measured.report(self.backend, tokens=round(one.tokens))
+            one.tried = replace(one.tried, select=report, stage=Stage.UTILITY)
 
     def _hopeless(self, one: Runner) -> bool:
         """Whether its first words are still the upload's, not the aligned model's; then it leaves."""
@@ -261,6 +272,7 @@ class Race:
             )
         for one, (pack, prompts) in zip(leaders, asked, strict=True):
             one.measured.take(pack, prompts, replies[: len(prompts)])
+            one.tried = replace(one.tried, stage=Stage.RACE)
             del replies[: len(prompts)]
 
     def _settled(self, one: Runner) -> bool:

@@ -36,6 +36,10 @@ class Remembered:
     judge: JudgeInfo
     _known: dict[str, dict[str, Any]] = field(default_factory=dict)
 
+    def tokens(self, what: str) -> int:
+        """What measuring that took, whenever it was; 0 where it was not asked for."""
+        return int(self._known[what]["tokens"]) if what in self._known else 0
+
     def get(self, what: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What the aligned model did on one half, or in the robustness stage; made once."""
         if what not in self._known:
