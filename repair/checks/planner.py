@@ -20,6 +20,7 @@ from repair.checkpoint import Checkpoint
 from repair.checks.alpha import Ledger
 from repair.checks.backend import Backend, Capability, Sample
 from repair.checks.bisection import Bisection
+from repair.checks.broken import FAULTS, require_one_tried, told
 from repair.checks.errors import Cancelled
 from repair.checks.evidence import CheckOutcome
 from repair.checks.judge import Judge
@@ -94,7 +95,8 @@ def plan(
 
     ``candidates`` overrides what the policy would try, ``judge`` the one that it names. Candidates are written under
     ``work_dir``; the winner's directory is what may be published. Raises a RepairError when the upload itself cannot
-    be measured, and PolicyInvalid when nothing could ever meet the policy here.
+    be measured, PolicyInvalid when nothing could ever meet the policy here, and CandidatesBroke when a fault of this
+    program left no candidate to measure.
     """
     judge = judge_of(policy.judge) if judge is None else judge
     require_usable(policy, judge.info)
@@ -219,6 +221,7 @@ class _Run:
             obeys = report.check("harmful").outcome is not CheckOutcome.PASS or slipped(report) or gave_way(report)
             race.reject(best, f"not certified: {why(report)}", obeys=obeys)
         tried = [] if race is None else race.account()
+        require_one_tried(tried)
         why_not = "no look at the certify half was left" if winner is None else "kept less utility"
         tried = [one if one is winner or one.lost else replace(one, lost=why_not) for one in tried]
         return Plan(
@@ -277,6 +280,8 @@ class _Run:
             raise
         except RepairError as error:
             return Tried(wish=wish, version=kind.version, lost=f"cannot be built: {error}")
+        except FAULTS as fault:
+            return Tried(wish=wish, version=kind.version, lost=told(fault), broke=True)
         return Tried(
             wish=wish,
             version=kind.version,

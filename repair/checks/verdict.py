@@ -69,6 +69,7 @@ class Tried:
         adapter: As read back from there.
         digest: Of its weights file.
         unchanged: Whether the method left every tensor as it was.
+        broke: Whether it could not be built by a fault of this program.
     """
 
     wish: Candidate
@@ -85,6 +86,7 @@ class Tried:
     adapter: LoraAdapter | None = None
     digest: str = ""
     unchanged: bool = False
+    broke: bool = False
 
     @property
     def method(self) -> str:
