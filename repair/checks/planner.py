@@ -20,6 +20,7 @@ from repair.checkpoint import Checkpoint
 from repair.checks.alpha import Ledger
 from repair.checks.backend import Backend, Capability, Sample
 from repair.checks.bisection import Bisection
+from repair.checks.broken import FAULTS, require_one_tried, told
 from repair.checks.cost import Cost
 from repair.checks.errors import Cancelled
 from repair.checks.evidence import CheckOutcome
@@ -35,21 +36,12 @@ from repair.checks.report import CheckReport
 from repair.checks.robustness import Answers, ask_framed
 from repair.checks.run import Original, never, run_checks
 from repair.checks.suite import Suite
-<<<<<<< HEAD
 from repair.checks.usable import require_buildable, require_usable
-from repair.checks.verdict import Cost, Plan, Tried, Verdict, compared, pareto, shown, slipped, why
-from repair.checks.withstood import gave_way, with_robustness
-from repair.context import Progress, RepairContext, silent
-from repair.errors import BadParameters, MissingReference, RepairError
-from repair.first_order import adapter_damage
-=======
-from repair.checks.usable import require_usable
 from repair.checks.verdict import Plan, Stage, Tried, Verdict, compared, pareto, shown, slipped, why
 from repair.checks.weights_only import weights_only
 from repair.checks.withstood import gave_way, with_robustness
 from repair.context import Progress, RepairContext, silent
-from repair.errors import BadParameters, RepairError
->>>>>>> planner
+from repair.errors import BadParameters, MissingReference, RepairError
 from repair.layout import WEIGHTS
 from repair.lora import LoraAdapter
 from repair.method import Cost as MethodCost
@@ -104,8 +96,9 @@ def plan(
 
     ``candidates`` overrides what the policy would try, ``judge`` the one that it names. Candidates are written under
     ``work_dir``; the winner's directory is what may be published. Raises a RepairError when the upload itself cannot
-    be measured, PolicyInvalid when nothing could ever meet the policy here, and BadParameters or MissingReference when
-    what was ordered cannot be made: an order that is wrong says nothing about the adapter.
+    be measured, PolicyInvalid when nothing could ever meet the policy here, BadParameters or MissingReference when what
+    was ordered cannot be made (an order that is wrong says nothing about the adapter), and CandidatesBroke when a fault
+    of this program left no candidate to measure.
     """
     judge = judge_of(policy.judge) if judge is None else judge
     require_usable(policy, judge.info)
@@ -236,6 +229,7 @@ class _Run:
             obeys = report.check("harmful").outcome is not CheckOutcome.PASS or slipped(report) or gave_way(report)
             race.reject(best, f"not certified: {why(report)}", obeys=obeys)
         tried = [] if race is None else race.account()
+        require_one_tried(tried)
         why_not = "no look at the certify half was left" if winner is None else "kept less utility"
         tried = [one if one is winner or one.lost else replace(one, lost=why_not) for one in tried]
         return Plan(
@@ -303,13 +297,11 @@ class _Run:
         except Cancelled:
             raise
         except RepairError as error:
-<<<<<<< HEAD
             if self.ordered and isinstance(error, BadParameters | MissingReference):
                 raise
-            return Tried(wish=wish, version=kind.version, lost=f"cannot be built: {error}")
-=======
             return Tried(wish=wish, version=kind.version, stage=Stage.BUILDING, lost=f"cannot be built: {error}")
->>>>>>> planner
+        except FAULTS as fault:
+            return Tried(wish=wish, version=kind.version, stage=Stage.BUILDING, lost=told(fault), broke=True)
         return Tried(
             wish=wish,
             version=kind.version,

@@ -84,6 +84,7 @@ class Tried:
         adapter: As read back from there.
         digest: Of its weights file.
         unchanged: Whether the method left every tensor as it was.
+        broke: Whether it could not be built by a fault of this program.
     """
 
     wish: Candidate
@@ -101,6 +102,7 @@ class Tried:
     adapter: LoraAdapter | None = None
     digest: str = ""
     unchanged: bool = False
+    broke: bool = False
 
     @property
     def method(self) -> str:

@@ -1,6 +1,7 @@
 """The planner on a scripted model with real methods, real files and exact ground truth."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 
 from repair.adapter_file import read_adapter
 from repair.checkpoint import Checkpoint
-from repair.checks.errors import Cancelled, PolicyInvalid
+from repair.checks.errors import Cancelled, CandidatesBroke, PolicyInvalid
 from repair.checks.evidence import CheckOutcome
 from repair.checks.packs import load_pack
 from repair.checks.planner import Plan, Reference, Verdict, plan, split_samples
@@ -522,6 +523,69 @@ def test_nor_is_one_that_is_found_wrong_while_it_is_made(
     chat, wish = chat_of(Character()), Candidate(method="compose", parameters={"steps": steps})
     with pytest.raises(error):
         plan(UPLOAD, reference=reference(chat), policy=GRID, work_dir=tmp_path, samples=SAMPLES, candidates=[wish])
+
+
+BREAKS = Candidate(method="refusal_tune", parameters={"steps": 3})
+
+
+def without_foresight() -> ToyChat:
+    """It says that its modules are there to be trained, and has none."""
+    return replace(chat_of(Character()), missing={})
+
+
+def test_a_candidate_that_breaks_loses_and_the_others_do_not(reference: Any, tmp_path: Path) -> None:
+    """The report says of which kind the fault was and where, not what it said."""
+    found = plan(
+        UPLOAD,
+        reference=reference(without_foresight()),
+        policy=many([{"method": "scale"}], good_enough=1.0),  # so that nothing spares the training
+        work_dir=tmp_path,
+        samples=SAMPLES,
+        candidates=[BREAKS, Candidate(method="scale", parameters={"strength": 0.85})],
+    )
+    assert found.verdict is Verdict.RELEASED_REPAIRED
+    assert "AttributeError in refusal_tune.py, line" in found.candidates[0].lost
+    assert "ToyChat" not in found.candidates[0].lost
+    assert not found.candidates[1].lost
+
+
+def test_where_all_break_there_is_no_verdict(reference: Any, tmp_path: Path) -> None:
+    """A fault of ours is no fact about the adapter; beside one that was measured and lost there is one."""
+    asked: dict[str, Any] = {"policy": GRID, "samples": SAMPLES}
+    with pytest.raises(CandidatesBroke) as caught:
+        plan(
+            UPLOAD,
+            reference=reference(without_foresight()),
+            work_dir=tmp_path / "all",
+            candidates=[BREAKS],
+            **asked,
+        )
+    assert caught.value.field == "refusal_tune"
+
+    mild = Candidate(method="scale", parameters={"strength": 0.99})
+    chat = without_foresight()
+    found = plan(UPLOAD, reference=reference(chat), work_dir=tmp_path / "one", candidates=[BREAKS, mild], **asked)
+    assert found.verdict is Verdict.QUARANTINED
+
+
+@pytest.mark.parametrize("fault", [MemoryError, RuntimeError, OSError])
+def test_what_may_be_the_machine_ends_the_attempt(reference: Any, tmp_path: Path, fault: type[Exception]) -> None:
+    """And is tried again by whoever runs it: no candidate loses by it."""
+
+    def progress(message: str, _share: float) -> None:
+        if message in UPLOAD.names:  # while it is repaired
+            raise fault
+
+    with pytest.raises(fault):
+        plan(
+            UPLOAD,
+            reference=reference(chat_of(Character())),
+            policy=GRID,
+            work_dir=tmp_path,
+            samples=SAMPLES,
+            candidates=[Candidate(method="scale", parameters={"strength": 0.85})],
+            progress=progress,
+        )
 
 
 def test_the_aligned_model_is_measured_once_for_a_reference(reference: Any, tmp_path: Path) -> None:

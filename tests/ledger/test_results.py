@@ -90,7 +90,7 @@ def test_stale_fence_changes_nothing(database: Database, open_job: OpenJob, star
 
 
 def test_a_quarantine_is_in_the_chain_with_its_report(database: Database, open_job: OpenJob, start: datetime) -> None:
-    """No artifact bears a signature then: the log holds the verdict and the digest of the report, of job and adapter."""
+    """No artifact bears a signature then: the log holds the verdict, the report's digest, job and adapter."""
     job = open_job()
     with database.begin() as tx:
         jobs.close(tx, claimed(database, job.id, start), QUARANTINED)
