@@ -50,6 +50,7 @@ def open_job(
             job = jobs.create(tx, new, opened_by=caller.actor)
         except NotFound as error:
             raise field_problem(f"/{'adapter_id' if error.kind == 'adapter' else error.kind}", str(error)) from error
+        service.offered.validate_whole(wish.spec()["policy"], adapters.get(tx, wish.adapter_id).inspection)
         parts = references.optional_parts(references.get(tx, job.reference))
         service.offered.validate_needs(wish.method, wish.parameters, parts, reference=job.reference)
         return _accepted(job)
