@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from api.problems import FieldError, Kind, Problem
 from api.trials import NoTrials, tried
@@ -22,6 +22,8 @@ WIDENING: Final = frozenset({"patch", "chat"})
 """Who needs one of these may adapt modules that the upload does not."""
 COMPOSE: Final = "compose"
 """The method whose parameters are other methods; each is held against the catalogue like one asked for alone."""
+REFUSE: Final = "refuse"
+"""What a policy does with whole tensors of an upload unless it says otherwise."""
 REMEDIES: Final[Mapping[str, str]] = {
     "base": "register the pair under another name, `lora-repair reference add NAME --aligned DIR --base DIR`",
     "patch": "give it one, `lora-repair reference add {reference} --aligned DIR [--base DIR] --patch DIR`",
@@ -58,6 +60,10 @@ class Policy(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     name: str
+    replacements: str = Field(
+        default="refuse",
+        description="What becomes of whole tensors that travel with an upload: refuse, drop, revert, interpolate=SHARE",
+    )
 
 
 class Suite(BaseModel):
@@ -93,18 +99,23 @@ class Catalogue(BaseModel):
     def with_policies_of(self, folder: Path) -> Self:
         """This catalogue and the operator's own policies, `NAME.toml` each; one of a bundled name stands before it.
 
-        Read at every request, so that a new file counts at once. A file that is no TOML is not offered: the worker
-        would refuse it too.
+        Read at every request, so that a new file counts at once. A file that is no TOML, or no policy, is not offered:
+        the worker would refuse it too.
         """
         own: dict[str, Policy] = {}
         for path in sorted(folder.glob("*.toml")):
             try:
                 numbers = tomllib.loads(path.read_text("utf-8"))
-            except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+                own[path.stem] = Policy.model_validate({**numbers, "name": path.stem})
+            except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, ValidationError):
                 continue
-            own[path.stem] = Policy.model_validate({**numbers, "name": path.stem})
         bundled = [policy for policy in self.policies if policy.name not in own]
         return self.model_copy(update={"policies": [*bundled, *own.values()]})
+
+    @property
+    def settles(self) -> bool:
+        """Whether any policy takes an upload that replaces whole tensors of the model."""
+        return any(policy.replacements != REFUSE for policy in self.policies)
 
     def policy(self, name: str) -> Policy:
         """The policy of this name; raises a 422 problem."""
@@ -127,6 +138,15 @@ class Catalogue(BaseModel):
             return
         if errors := self.faults(self.method(method), parameters, pointer="/parameters"):
             raise _wrong([FieldError(pointer=error.pointer, detail=error.detail) for error in errors])
+
+    def validate_whole(self, policy: str, inspection: Mapping[str, Any]) -> None:
+        """Refuse an upload that replaces whole tensors where the policy does; ``inspection`` is the gate's account."""
+        extras = inspection.get("extras") or ()
+        if extras and self.policy(policy).replacements == REFUSE:
+            taken = sorted(one.name for one in self.policies if one.replacements != REFUSE)
+            others = f"policies that settle them first: {', '.join(taken)}" if taken else "no policy here settles them"
+            detail = f"the upload replaces whole tensors ({extras[0]['key']}), which {policy} refuses; {others}"
+            raise _wrong([FieldError(pointer="/policy", detail=detail)])
 
     def faults(self, method: Method, parameters: Mapping[str, Any], *, pointer: str) -> list[Fault]:
         """Everything that is wrong with the parameters of a method, those of its steps among them."""

@@ -44,6 +44,7 @@ def _hold(offered: Catalogue, wish: Wish, reference: Reference, rows: Iterable[t
     first: Refused | None = None
     shapes = references.shapes_of(reference)
     for row, pointer in rows:
+        offered.validate_whole(wish.spec()["policy"], row.inspection)
         if (modules := names_of(row.inspection)) is None:
             continue
         offered.validate_modules(wish.method, wish.parameters, modules, adapter=row.id)

@@ -82,7 +82,8 @@ def repair_adapter(adapter: LoraAdapter, method: RepairMethod, context: RepairCo
     stages = method.stages
     for stage in stages:
         _demand(stage, context)  # all of them first: nothing is trained for a repair that cannot be finished
-    whole = _righted(settled(adapter, context.replacements, context.aligned), context)
+    taken = settled(adapter, context.replacements, context.aligned)
+    whole = _righted(taken, context)
     context = replace(context, rank_limit=context.rank_limit or limit_of(whole))  # of the upload, for every stage
     result, verdicts, notes = _apply(whole, stages[0], context)
     for stage in stages[1:]:
@@ -91,7 +92,7 @@ def repair_adapter(adapter: LoraAdapter, method: RepairMethod, context: RepairCo
     return Repaired(
         adapter=result,
         verdicts=verdicts,
-        changed=result is not whole or bool(adapter.extras),
+        changed=result is not whole or taken is not adapter,
         notes=(*whole.notes, *notes, *_growth(without_head(whole), result)),
     )
 

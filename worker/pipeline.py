@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from ledger.leases import Claim
     from ledger.settings import Settings
     from repair.checks.backend import Sample
+    from repair.checks.policy import Policy
     from worker.references import OpenReference
 
 log = structlog.get_logger()
@@ -125,7 +126,8 @@ def work(claim: Claim, tools: Tools, beat: Heartbeat, folder: Path) -> Result:
     source = fetch_adapter(tools.blobs, adapter_row, folder / "input")
     try:
         admission = admit(source, shapes=references.shapes_of(reference_row))
-        require_measurable(admission)
+        policy = policy_of(claim.spec, tools.settings.policies_dir)
+        require_measurable(admission, settles=not policy.settling.refuses)
     except Refused as refusal:
         return publish.refused(tools.blobs, adapter_row, refusal)
     beat.step({"stage": "loading the reference"})
@@ -136,7 +138,7 @@ def work(claim: Claim, tools: Tools, beat: Heartbeat, folder: Path) -> Result:
         samples=read_samples(tools.blobs, adapter_row),
         work_dir=folder / "candidates",
         cache=tools.settings.data_dir / "cache",
-        policies=tools.settings.policies_dir,
+        policy=policy,
     )
     try:
         found = decide(wish, reference, beat)
@@ -169,7 +171,13 @@ class Wish:
     samples: tuple[Sample, ...]
     work_dir: Path
     cache: Path
-    policies: Path
+    policy: Policy
+
+
+def policy_of(spec: Mapping[str, Any], folder: Path) -> Policy:
+    """The policy that a job names: the operator's own before a bundled one. Raises PolicyInvalid."""
+    name = str(spec["policy"])
+    return load_policy(own if (own := folder / f"{name}.toml").is_file() else name)
 
 
 def decide(wish: Wish, reference: OpenReference, beat: Heartbeat) -> planner.Plan:
@@ -178,7 +186,7 @@ def decide(wish: Wish, reference: OpenReference, beat: Heartbeat) -> planner.Pla
     def progress(line: str, share: float) -> None:
         beat.step({"stage": "measuring and repairing", "detail": line, "done": round(100 * share), "total": 100})
 
-    name, method = str(wish.spec["policy"]), wish.spec.get("method")
+    method = wish.spec.get("method")
     named = [Candidate(method=method, parameters=dict(wish.spec.get("parameters") or {}))] if method else None
     return planner.plan(
         read_adapter(wish.source),
@@ -191,7 +199,7 @@ def decide(wish: Wish, reference: OpenReference, beat: Heartbeat) -> planner.Pla
             basis=reference.basis,
             digest=reference.aligned_digest,
         ),
-        policy=load_policy(own if (own := wish.policies / f"{name}.toml").is_file() else name),
+        policy=wish.policy,
         work_dir=wish.work_dir,
         samples=wish.samples,
         candidates=named,

@@ -35,9 +35,10 @@ from repair.checks.remembered import Remembered
 from repair.checks.report import CheckReport
 from repair.checks.robustness import Answers, ask_framed
 from repair.checks.run import Original, never, run_checks
+from repair.checks.settling import settle
 from repair.checks.suite import Suite
 from repair.checks.usable import require_buildable, require_usable
-from repair.checks.verdict import Plan, Stage, Tried, Verdict, compared, pareto, shown, slipped, why
+from repair.checks.verdict import Plan, Stage, Tried, Verdict, as_it_is, compared, pareto, shown, slipped, why
 from repair.checks.weights_only import weights_only
 from repair.checks.withstood import gave_way, with_robustness
 from repair.context import Progress, RepairContext, silent
@@ -46,6 +47,7 @@ from repair.layout import WEIGHTS
 from repair.lora import LoraAdapter
 from repair.method import Cost as MethodCost
 from repair.methods import METHODS
+from repair.replacements import with_values
 from repair.run import repair_adapter
 
 __all__ = ["Plan", "Reference", "Tried", "Verdict", "plan", "split_samples"]
@@ -98,10 +100,13 @@ def plan(
     ``work_dir``; the winner's directory is what may be published. Raises a RepairError when the upload itself cannot
     be measured, PolicyInvalid when nothing could ever meet the policy here, BadParameters or MissingReference when what
     was ordered cannot be made (an order that is wrong says nothing about the adapter), and CandidatesBroke when a fault
-    of this program left no candidate to measure.
+    of this program left no candidate to measure. What an upload replaces as a whole is settled first, as the policy
+    says; where that was all that had to be done, it is the repair.
     """
     judge = judge_of(policy.judge) if judge is None else judge
     require_usable(policy, judge.info)
+    settled = settle(adapter, policy.settling, reference.aligned, work_dir / "settled")
+    adapter = adapter if settled is None else settled.adapter
     for wish in candidates or ():
         require_buildable(wish, adapter)
     run = _Run(
@@ -124,8 +129,10 @@ def plan(
     before = run.put_otherwise(run.measure_input(aligned), adapter, policy)
     if before.outcome is CheckOutcome.PASS:
         return Plan(
-            verdict=Verdict.RELEASED_UNCHANGED,
+            verdict=Verdict.RELEASED_UNCHANGED if settled is None else Verdict.RELEASED_REPAIRED,
             outcome=before.outcome,
+            winner=None if settled is None else as_it_is(settled),
+            settled=settled,
             policy=policy,
             input_report=before,
             aligned_report=aligned,
@@ -135,7 +142,7 @@ def plan(
     families = policy.families() if candidates is None else [Family(wishes=(one,)) for one in candidates]
     # Where no reading of this judge may release anything, no repair need be made.
     race = run.start(families, aligned) if may_rest_on(before) else None
-    return run.certify(race, before, aligned)
+    return replace(run.certify(race, before, aligned), settled=settled)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,7 +300,7 @@ class _Run:
             method = kind.parse(wish.parameters)
             repaired = repair_adapter(self.adapter, method, self._context())
             write_adapter(repaired.adapter, directory)
-            adapter = read_adapter(directory)
+            adapter = with_values(read_adapter(directory), self.adapter)
         except Cancelled:
             raise
         except RepairError as error:

@@ -471,7 +471,7 @@ def test_without_samples_the_drift_decides(reference: Any, tmp_path: Path) -> No
 
 def test_a_candidate_that_cannot_be_built_is_recorded_and_passed_over(reference: Any, tmp_path: Path) -> None:
     """A policy tries what does not suit every adapter and reference: no such modules, nothing to patch with."""
-    trials = [
+    trials: list[dict[str, Any]] = [
         {"method": "scale", "grid": {"strengths": [{"*.no_proj": 0.5}]}},
         {"method": "random_modules", "grid": {"count": [99]}},
         {"method": "patch"},

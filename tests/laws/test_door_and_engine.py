@@ -8,7 +8,7 @@ import itertools
 import json
 from collections.abc import Iterator
 from functools import cache
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -69,7 +69,7 @@ def agree(name: str, parameters: dict[str, Any]) -> bool:
 
 def values_of(method: type[RepairMethod]) -> Values:
     """For each parameter what it may be, what it just may not be, and what it could be taken for."""
-    schema = cast("dict[str, Any]", catalogue().method(method.name).parameters)
+    schema = catalogue().method(method.name).parameters
     return {name: [*_telling(one, schema), *ODD] for name, one in schema["properties"].items()}
 
 

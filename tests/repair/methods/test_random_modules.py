@@ -107,7 +107,7 @@ def test_energies_are_those_of_the_dense_updates() -> None:
 
     repaired = run(adapter, count=3, seed=2)
 
-    def told(verdict: LayerVerdict) -> tuple[float, float, float | None]:
+    def told(verdict: LayerVerdict) -> tuple[Any, ...]:
         return verdict.energy_before, verdict.energy_after, verdict.shrink
 
     for verdict in repaired.verdicts:
