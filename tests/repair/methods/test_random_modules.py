@@ -4,6 +4,7 @@ import hashlib
 import itertools
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
