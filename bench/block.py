@@ -24,7 +24,8 @@ from bench.machine import machine, spent
 from bench.pair import RANK, SEVEN_BILLION, Sizes, made_weights
 from bench.safe_lora import naive, ours
 from repair.alignment import PROBE_COLUMNS
-from repair.linalg import compare, gram
+from repair.grams import row_gram
+from repair.linalg import compare
 from repair.lora import LoraLayer
 
 RESULTS = Path(__file__).parent / "results"
@@ -43,7 +44,7 @@ def child(side: str, sizes: Sizes) -> dict[str, Any]:
         layer = LoraLayer(name=name, a=a * 0.01, b=b * 0.01, scale=2.0)
         with spent() as took:
             cosine, projected = naive(aligned, base, layer) if side == "naive" else ours(aligned, base, layer, {})
-        exact = compare(projected, layer.b, gram(layer.a.T, layer.a.T)).cosine
+        exact = compare(projected, layer.b, row_gram(layer.a)).cosine
         about = {"cosine": cosine, "cosine_summed_in_float64": exact, "shape": [out_features, in_features]}
         found[name] = asdict(took) | about
     del found["warm"]

@@ -12,8 +12,9 @@ from bench.pair import RANK, Sizes
 from repair.alignment import PROBE_COLUMNS
 from repair.checkpoint import Checkpoint
 from repair.context import RepairContext
-from repair.lora import TILE_NUMBERS, LoraLayer
+from repair.lora import TILE_NUMBERS, LayerReference, LoraLayer
 from repair.products import product
+from repair.read_ahead import ReadAhead
 
 
 def opened(folder: Path) -> RepairContext:
@@ -21,22 +22,30 @@ def opened(folder: Path) -> RepairContext:
     return RepairContext(aligned=Checkpoint.open(folder / "aligned"), base=Checkpoint.open(folder / "base"))
 
 
-def read_once(folder: Path, layers: tuple[LoraLayer, ...]) -> int:
+def read_once(folder: Path, layers: tuple[LoraLayer, ...], *, ahead: bool = False) -> int:
     """Every row of both checkpoints through the reader that a repair uses, in tiles of the same size; bytes read.
 
     The reader hands out views of a mapped file, so each tile is copied to where a repair would widen it. One thread
-    reads, however many there are.
+    reads, however many there are. ``ahead``: the system is told beforehand what comes next, as a repair tells it.
     """
-    context, total = opened(folder), 0
-    for layer in layers:
-        reference = context.reference_for(layer)
-        for weight in (reference.aligned, reference.base):
-            assert weight is not None
-            step = reference.rows_at_once
-            tile = torch.empty(step, weight.shape[1], dtype=torch.bfloat16)
-            for start in range(0, weight.shape[0], step):
-                rows = weight.rows(start, min(start + step, weight.shape[0]))
-                total += tile[: len(rows)].copy_(rows).nbytes
+    context = opened(folder)
+    known = {layer.name: layer for layer in layers}
+    with ReadAhead(list(known), lambda name: context.reference_for(known[name])) as fetched:
+        references = map(context.reference_for, layers)
+        return sum(_read(fetched.watched(one) if ahead else one) for one in references)
+
+
+def _read(reference: LayerReference) -> int:
+    reference.begun()
+    total = 0
+    for weight in (reference.aligned, reference.base):
+        assert weight is not None
+        step = reference.rows_at_once
+        tile = torch.empty(step, weight.shape[1], dtype=torch.bfloat16)
+        for start in range(0, weight.shape[0], step):
+            rows = weight.rows(start, min(start + step, weight.shape[0]))
+            total += tile[: len(rows)].copy_(rows).nbytes
+
     return total
 
 

@@ -37,7 +37,7 @@ from repair.score import ModuleScore, score_adapters
 
 RESULTS = Path(__file__).parent / "results"
 ADAPTERS = 32
-ROUNDS, COLD_ROUNDS, MANY_ROUNDS = 5, 2, 3
+ROUNDS, COLD_ROUNDS, MANY_ROUNDS = 5, 3, 3
 BASIS_RANK = 64
 
 
@@ -45,7 +45,7 @@ def adapter_part(folder: Path, sizes: Sizes) -> dict[str, Any]:
     """(a) One Safe LoRA repair against reading what it needs once, in turns."""
     one, two, method = made_adapter(sizes), made_adapter(sizes, seed=1), SafeLora(threshold=1.0)
     runs: dict[str, list[Spent]] = {
-        key: [] for key in ("read", "first_repair", "second_repair", "cold_read", "cold_repair")
+        key: [] for key in ("read", "first_repair", "second_repair", "cold_read", "cold_read_ahead", "cold_repair")
     }
     size = read_once(folder, one.layers)
     for _ in range(ROUNDS):
@@ -60,13 +60,20 @@ def adapter_part(folder: Path, sizes: Sizes) -> dict[str, Any]:
         forget(folder)
         runs["cold_read"].append(_reading(folder, one))
         forget(folder)
+        runs["cold_read_ahead"].append(_reading(folder, one, ahead=True))
+        forget(folder)
         with spent() as took:
             repair_adapter(one, method, opened(folder))
         runs["cold_repair"].append(took)
     found = {name: middle(them) for name, them in runs.items()}
     ratios = {
         f"{name}_to_{floor}{short}": found[name][field] / found[floor][field]
-        for name, floor in (("first_repair", "read"), ("second_repair", "read"), ("cold_repair", "cold_read"))
+        for name, floor in (
+            ("first_repair", "read"),
+            ("second_repair", "read"),
+            ("cold_repair", "cold_read"),
+            ("cold_repair", "cold_read_ahead"),
+        )
         for short, field in (("", "seconds"), ("_cpu", "cpu_seconds"))
     }
     torch.set_num_threads(1)
@@ -86,12 +93,12 @@ def adapter_part(folder: Path, sizes: Sizes) -> dict[str, Any]:
     )
 
 
-def _reading(folder: Path, adapter: LoraAdapter) -> Spent:
+def _reading(folder: Path, adapter: LoraAdapter, *, ahead: bool = False) -> Spent:
     """One read of what the adapter needs, always on one thread: torch's own ones wait for each other at every tile."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with spent() as took:
-        read_once(folder, adapter.layers)
+        read_once(folder, adapter.layers, ahead=ahead)
     torch.set_num_threads(threads)
     return took
 

@@ -86,6 +86,7 @@ class JobFacts:
         calibration, basis: What is known about the models in advance, where the reference has it.
         materials: What the steps learned from besides the models.
         steps: What was done; empty when the adapter was released as it was.
+        settled: The adapter that was measured as the input, where whole tensors of the upload were settled before.
         environment: What the platform chose; the names stand in docs/buildtypes/adapter-repair-v1.md.
         versions: Name -> version of the service and the libraries that compute.
         files: The files of the artifact, name -> digest, without `model.sig` and `attestations.jsonl`.
@@ -109,6 +110,7 @@ class JobFacts:
     patch: Resource | None = None
     calibration: Resource | None = None
     basis: Resource | None = None
+    settled: Resource | None = None
     packs: Sequence[Resource] = ()
     materials: Sequence[Resource] = ()
     wish: Mapping[str, Any] = field(default_factory=dict)

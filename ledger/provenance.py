@@ -66,14 +66,15 @@ class Statement:
 def statements_for(facts: JobFacts) -> tuple[Statement, ...]:
     """The statements of one artifact; the last one names all others, so that none can be taken away.
 
-    The checks *before* speak of the input, whose digest is their subject. All others speak of the artifact.
+    The checks *before* speak of the input, whose digest is their subject: the upload, or what was left of it when whole
+    tensors had been settled. All others speak of the artifact.
     """
     _check_times(facts)
     subjects = (
         descriptor(SUBJECT_NAME, facts.root),
         *(descriptor(n, facts.files[n]) for n in sorted(facts.files)),
     )
-    adapter = tuple(facts.adapter.described())
+    adapter = tuple((facts.settled or facts.adapter).described())
     before = Statement(predicate_type=TEST_RESULT, subjects=adapter, predicate=_test_result(facts, facts.before))
     after = Statement(predicate_type=TEST_RESULT, subjects=subjects, predicate=_test_result(facts, facts.after))
     named = (
@@ -202,6 +203,7 @@ def _adapter_repair(
     """The own predicate: what SLSA has no slot for, numbers as JSON."""
     return {
         "input": {"digest": {"sha256": bare_hex(facts.adapter.digest)}},
+        **({} if facts.settled is None else {"settled": {"digest": {"sha256": bare_hex(facts.settled.digest)}}}),
         "output": {"digest": {"sha256": bare_hex(facts.root)}},
         "verdict": facts.verdict,
         "steps": [

@@ -394,6 +394,23 @@ class Ledger(_Part):
     spent: float
 
 
+class WholeTensor(_Part):
+    """A tensor of the upload that takes the place of one of the model's own, and what became of it."""
+
+    key: str
+    kind: str
+    shape: list[int]
+    became: str
+
+
+class Replaced(_Part):
+    """What was done with whole tensors of the upload before anything was measured: `input` is of what was left."""
+
+    how: str = Field(description="drop, revert, or interpolate=SHARE of the upload")
+    digest: str = Field(description="root digest of the adapter that was measured as the input")
+    tensors: list[WholeTensor]
+
+
 class Report(_Part):
     """One job. A refused upload has `adapter` and `refusal`; every other one has what was measured."""
 
@@ -417,6 +434,10 @@ class Report(_Part):
     cost: Cost | None = None
     samples_shared: bool | None = None
     alpha: Ledger | None = Field(default=None, description="docs/statistics.md")
+    replacements: Replaced | None = Field(default=None, description="where the upload brought whole tensors")
+    overridden: dict[str, str] | None = Field(
+        default=None, description="of the command line: what the policy says where something else was asked for"
+    )
     limits: list[str] = Field(default_factory=list)
     diagnostics: dict[str, Any] | None = Field(default=None, description="docs/diagnostics.md; decides nothing")
     serving: dict[str, Any] | None = Field(default=None, description="docs/adapters.md")

@@ -43,6 +43,16 @@ BANNERS: Final = {
 }
 
 
+SETTLED: Final = (
+    "Released, without its whole tensors",
+    (
+        "The adapter as uploaded puts whole tensors in the place of the model's own, which the policy does not let "
+        "through as they are. After that was settled it met every rule of the policy; nothing else was changed. Only "
+        "the repaired files may be used."
+    ),
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Column:
     """One arm of the tables."""
@@ -58,7 +68,9 @@ def columns(report: Report) -> list[Column]:
     released = report.verdict == "released_repaired"
     found = [
         ("Aligned model", "aligned", ALIGNED, report.aligned),
-        ("As uploaded", "input", UPLOAD, report.input),
+        ("As uploaded", "input", UPLOAD, report.input)
+        if report.replacements is None
+        else ("Settled upload", "input", "the adapter after its whole tensors were settled", report.input),
         (
             "Repaired" if released else "Last repair looked at",
             "repaired",
@@ -71,7 +83,7 @@ def columns(report: Report) -> list[Column]:
 
 def view(report: Report) -> dict[str, Any]:
     """Everything the template asks for."""
-    title, meaning = BANNERS[report.verdict]
+    title, meaning = banner(report)
     arms = columns(report)
     deciding = report.deciding
     winner = _winner(report)
@@ -102,6 +114,12 @@ def view(report: Report) -> dict[str, Any]:
         "robustness": None if deciding is None else deciding.robustness,
         "words": words,
     }
+
+
+def banner(report: Report) -> tuple[str, str]:
+    """The verdict in a few words, and what it means."""
+    settled_only = report.verdict == "released_repaired" and report.replacements is not None and not report.candidates
+    return SETTLED if settled_only else BANNERS[report.verdict]
 
 
 def rule(report: Report) -> str:

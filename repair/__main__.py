@@ -17,6 +17,7 @@ from repair.telling import Teller
 
 if TYPE_CHECKING:
     from repair.commands import Answer, Place, Writing
+    from repair.treatment import Replacements
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -119,7 +120,9 @@ def _repair_command(wish: argparse.Namespace, place: "Place") -> "Answer":
 
         if wish.html is not None:
             wish.html.write_text("", encoding="utf-8")  # minutes before it is needed
-        return measure.repair_by_policy(wish.adapter, wish.policy, place, wish.out, samples=wish.samples)
+        return measure.repair_by_policy(
+            wish.adapter, wish.policy, place, wish.out, samples=wish.samples, replacements=_replacements(wish)
+        )
     method = commands.method_named(wish.method, wish.settings)
     return commands.repair_by_method(
         wish.adapter, method, place, wish.out, _writing(wish), thorough=wish.diagnostics == "full"
@@ -129,12 +132,20 @@ def _repair_command(wish: argparse.Namespace, place: "Place") -> "Answer":
 def _writing(wish: argparse.Namespace) -> "Writing":
     from repair.commands import Writing
     from repair.errors import BadParameters
-    from repair.replacements import Replacements
+    from repair.treatment import Replacements
 
     if wish.rank_limit is not None and wish.rank_limit < 2:  # noqa: PLR2004 - one for the adapter, one for a patch
         raise BadParameters("at least 2", field="rank-limit")
-    text = "drop" if wish.drop_replacements else wish.replacements or "refuse"
-    return Writing(replacements=Replacements.parse(text), balanced=wish.balanced, rank_limit=wish.rank_limit)
+    found = _replacements(wish) or Replacements()
+    return Writing(replacements=found, balanced=wish.balanced, rank_limit=wish.rank_limit)
+
+
+def _replacements(wish: argparse.Namespace) -> "Replacements | None":
+    """What was asked to become of whole tensors; None where nobody said."""
+    from repair.treatment import Replacements
+
+    text = "drop" if wish.drop_replacements else wish.replacements
+    return None if text is None else Replacements.parse(text)
 
 
 def _measuring_command(wish: argparse.Namespace, place: "Place") -> "Answer":

@@ -85,10 +85,10 @@ def _read(turned: list[Tensor], reference: LayerReference) -> _Reads:
 
 
 def _write(columns: list[Tensor], reference: LayerReference) -> list[Tensor]:
-    """The second pass: ``v y`` for each y."""
+    """The second pass: ``v y`` for each y. It begins where the first has ended, with what is in the cache."""
     height, device = reference.shape[0], reference.device
     written = [torch.empty(height, y.shape[1], dtype=y.dtype, device=device) for y in columns]
-    for tile in reference.alignment_tiles():
+    for tile in reference.alignment_tiles(backwards=True):
         for y, out in zip(columns, written, strict=True):
             out[tile.start : tile.stop] = product(tile.values, y)
     return written
@@ -108,7 +108,7 @@ def published_projection(
             return None
         return Projection(columns=truncated_operator(b, basis), blank=Comparison(**basis.blank))
     asked: tuple[Tensor, Projection] | None = reference.remembered.get("projection")
-    if asked is not None and asked[0].dtype == b.dtype and torch.equal(asked[0], b):
+    if asked is not None and (asked[0] is b or (asked[0].dtype == b.dtype and torch.equal(asked[0], b))):
         return asked[1]
     blank = reference.remembered.get("published")
     probe = gaussian_probe(len(b))
@@ -168,8 +168,9 @@ def alignment_basis(
 def project(x: Float[Tensor, "out columns"], basis: Float[Tensor, "out k"]) -> Float[Tensor, "out columns"]:
     """``basis basis^T x`` without forming ``basis basis^T``."""
     wide = torch.promote_types(x.dtype, basis.dtype)
-    directions = basis.to(wide)
-    return product(directions, product(directions.T, x.to(wide))).to(x.dtype)
+    directions = basis.to(wide).contiguous()  # so that where it comes from does not show in the bits
+    inside = product(x.to(wide).T.contiguous(), directions)  # this way round it goes over the basis as it lies
+    return product(directions, inside.T).to(x.dtype)
 
 
 def _directions(reference: LayerReference, rank: int) -> Float[Tensor, "out k"] | None:

@@ -44,8 +44,7 @@ def _void_of_method(wish: argparse.Namespace) -> Iterator[tuple[str, str]]:
 
 
 def _void_of_policy(wish: argparse.Namespace) -> Iterator[tuple[str, str]]:
-    given = {"--set": wish.settings, "--balanced": wish.balanced, "--drop-replacements": wish.drop_replacements}
-    given |= {"--replacements": wish.replacements, "--rank-limit": wish.rank_limit}
+    given = {"--set": wish.settings, "--balanced": wish.balanced, "--rank-limit": wish.rank_limit}
     yield from _given(given, "--policy: a policy brings its own parameters")
     yield from _given({"--diagnostics": wish.diagnostics}, "--policy: a policy loads the model anyway")
     yield from _given({"--basis": wish.basis}, "--policy: a policy measures the models themselves")
@@ -133,7 +132,7 @@ def _writing(parser: argparse.ArgumentParser) -> None:
         "--replacements",
         metavar="HOW",
         help="what to do with tensors that replace whole ones of the model: refuse (default), drop, revert to the "
-        "aligned model, or interpolate=SHARE of the upload",
+        "aligned model, or interpolate=SHARE of the upload; with --policy in the place of what the policy says",
     )
     parser.add_argument(
         "--rank-limit", type=int, metavar="N", help="largest rank of the result; default: the step that the input fits"

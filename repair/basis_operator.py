@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from repair.grams import gram, row_gram
 from repair.layer_basis import BasisNeed, LayerBasis
-from repair.linalg import Spectrum, gram, homogeneous
+from repair.linalg import Spectrum, homogeneous
 from repair.lora import LoraLayer
 
 
@@ -46,7 +47,7 @@ def operator_error(layer: LoraLayer, basis: LayerBasis) -> float:
     good as that estimate. Infinite when nothing of D is left by ``c_k`` but something is outside.
     """
     factors = homogeneous(layer)
-    inputs = gram(factors.a.T, factors.a.T)
+    inputs = row_gram(factors.a)
     inside = basis.read("u").double().T @ factors.b.double()
     whole = float((gram(factors.b, factors.b) * inputs).sum())
     outside = max(0.0, whole - float((gram(inside, inside) * inputs).sum()))

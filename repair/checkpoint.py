@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gate.parameters import homes, spellings, stored_apart
@@ -19,6 +18,7 @@ from repair.errors import MissingWeight, ShapeMismatch, WrongReference
 from repair.experts import exchanged, stored_transposed
 from repair.lora import LoraLayer, ParameterSlot, Weight
 from repair.stored_weight import StackedWeight, StoredWeight
+from repair.weight_file import WeightFile
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -36,7 +36,8 @@ class Checkpoint:
         """Use `open`; ``files`` says which file holds which tensor."""
         self.directory = directory
         self._files = dict(files)
-        self._handles: dict[Path, Any] = {}
+        self._opened: dict[Path, WeightFile] = {}
+        self._weights: dict[tuple[str, bool], StoredWeight] = {}
         self._memories: dict[tuple[str, bool, Path | None], dict[str, Any]] = {}
 
     @classmethod
@@ -48,8 +49,7 @@ class Checkpoint:
         single = directory / SINGLE
         if not single.is_file():
             raise WrongReference(f"neither {SINGLE} nor {INDEX} is there", file=str(directory))
-        with _opened(single) as handle:
-            return cls(directory, dict.fromkeys(handle.keys(), single))
+        return cls(directory, dict.fromkeys(WeightFile(single).handle.keys(), single))
 
     @property
     def modules(self) -> Iterator[str]:
@@ -99,7 +99,7 @@ class Checkpoint:
         """A handle on the weight that ``layer`` adapts, in its orientation; raises ShapeMismatch."""
         if layer.slot is not None and layer.slot.expert is not None:
             return self._expert(layer, layer.slot)
-        stored = self._matrix(layer.name)
+        stored = self._stored(layer.name, transposed=False).stored
         flipped = stored[::-1] == layer.shape
         # A GPT-2 adapter declares fan_in_fan_out for all modules; its head is an ordinary linear all the same.
         transposed = layer.transposed and (flipped or stored != layer.shape)
@@ -146,14 +146,15 @@ class Checkpoint:
         return StackedWeight(parts=tuple(self._stored(part, transposed=False) for part in parts))
 
     def _slice(self, key: str, expert: int, layer: LoraLayer) -> StoredWeight:
-        handle = self._handle(key)
         stored = self._sides(key)
-        if expert >= handle.get_slice(key).get_shape()[0]:
+        experts = self._handle(key).get_slice(key).get_shape()[0]
+        if expert >= experts:
             raise MissingWeight("the model has no such expert", field=layer.name, file=str(self.directory))
         transposed = self._stored_transposed(key)
         if transposed is None:
             transposed = stored != layer.shape and stored[::-1] == layer.shape
-        return StoredWeight(key=key, handle=handle, stored=stored, transposed=transposed, expert=expert)
+        file = self._file(key)
+        return StoredWeight(key=key, file=file, stored=stored, transposed=transposed, expert=expert, experts=experts)
 
     def _stored_transposed(self, key: str) -> bool | None:
         """Whether a fused parameter is stored as (in, out): the two of a block tell, their shapes being of a kind."""
@@ -182,11 +183,15 @@ class Checkpoint:
         return shape[-2], shape[-1]
 
     def _stored(self, module: str, *, transposed: bool) -> StoredWeight:
-        key = self._find(module)
-        return StoredWeight(key=key, handle=self._handle(key), stored=self._matrix(module), transposed=transposed)
+        """A matrix by its module's name; what was found once is found at once."""
+        known = self._weights.get((module, transposed))
+        if known is None:
+            key = self._find(module)
+            known = StoredWeight(key=key, file=self._file(key), stored=self._matrix(key), transposed=transposed)
+            self._weights[module, transposed] = known
+        return known
 
-    def _matrix(self, module: str) -> tuple[int, int]:
-        key = self._find(module)
+    def _matrix(self, key: str) -> tuple[int, int]:
         part = self._handle(key).get_slice(key)
         shape = tuple(part.get_shape())
         if len(shape) != 2:  # noqa: PLR2004 - a matrix
@@ -221,10 +226,13 @@ class Checkpoint:
         return found
 
     def _handle(self, key: str) -> Any:
+        return self._file(key).handle
+
+    def _file(self, key: str) -> WeightFile:
         path = self._files[key]
-        if path not in self._handles:
-            self._handles[path] = _opened(path)
-        return self._handles[path]
+        if path not in self._opened:
+            self._opened[path] = WeightFile(path)
+        return self._opened[path]
 
 
 def short_name(key: str) -> str:
@@ -247,10 +255,3 @@ def _sharded(index: Path) -> dict[str, Path]:
             raise WrongReference("the shard is missing", file=shard, field=key)
         files[key] = index.parent / shard
     return files
-
-
-def _opened(path: Path) -> Any:
-    try:
-        return safe_open(path, framework="pt", device="cpu")
-    except (SafetensorError, OSError) as error:
-        raise WrongReference(f"cannot be read: {error}", file=str(path)) from error

@@ -30,10 +30,10 @@ from repair.errors import BadParameters, OutputExists
 from repair.lora import LoraAdapter
 from repair.method import Need, RepairMethod
 from repair.methods import METHODS
-from repair.replacements import Replacements
 from repair.report import adapter_digests, digests, environment, inspection, method_report, output_entry
 from repair.run import repair_adapter
 from repair.serving import serving, serving_report
+from repair.treatment import Replacements
 
 if TYPE_CHECKING:
     from repair.checks.chat import ChatModel

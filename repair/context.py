@@ -13,7 +13,7 @@ from repair.checkpoint import Checkpoint
 from repair.errors import InsufficientBasis, MissingReference
 from repair.layer_basis import BasisNeed, LayerBasis
 from repair.lora import LayerKind, LayerReference, LoraAdapter, LoraLayer, Weight
-from repair.replacements import Replacements
+from repair.treatment import Replacements
 
 ACCELERATOR_TILE_ROWS = 2048  # there the launch of a kernel costs more than memory
 

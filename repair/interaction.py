@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from repair.linalg import Factors, Spectrum, energy, gram, homogeneous, low_rank_cosine, spectrum
+from repair.grams import gram
+from repair.linalg import Factors, Spectrum, energy, homogeneous, low_rank_cosine, spectrum
 from repair.lora import LoraLayer
 
 NEGLIGIBLE = 1e-6

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from repair.grams import gram, row_gram
 from repair.lora import LayerReference, LoraLayer
 
 
@@ -48,13 +49,6 @@ class Comparison:
     distance: float
 
 
-def gram(x: Float[Tensor, "rows left"], y: Float[Tensor, "rows right"]) -> Float[Tensor, "left right"]:
-    """``x.T @ y``, summed in float64."""
-    wide = x.double()
-    same = x.data_ptr() == y.data_ptr() and x.shape == y.shape and x.stride() == y.stride() and x.dtype == y.dtype
-    return wide.T @ (wide if same else y.double())  # widening costs more than the product
-
-
 def homogeneous(layer: LoraLayer) -> Factors:
     """The factors of what a layer adds, its bias taken as one more column that reads the constant 1.
 
@@ -71,7 +65,7 @@ def homogeneous(layer: LoraLayer) -> Factors:
 
 def energy(b: Float[Tensor, "out rank"], a: Float[Tensor, "rank in"], scale: float = 1.0) -> float:
     """I1: ``|D|^2 = s^2 tr((b^T b)(a a^T))``, never below zero."""
-    return max(0.0, scale**2 * float((gram(b, b) * gram(a.T, a.T)).sum()))
+    return max(0.0, scale**2 * float((gram(b, b) * row_gram(a)).sum()))
 
 
 def delta_energy(layer: LoraLayer) -> float:
@@ -104,7 +98,6 @@ def compare(
     edited: Float[Tensor, "out rank"], b: Float[Tensor, "out rank"], inputs: Float[Tensor, "rank rank"]
 ) -> Comparison:
     """I2: three Grams say all about ``edited @ a`` against ``b @ a``; ``inputs`` is ``a @ a.T`` in float64."""
-    edited, b = edited.double(), b.double()  # once: widening costs more than the products
     before = max(0.0, float((gram(b, b) * inputs).sum()))
     after = max(0.0, float((gram(edited, edited) * inputs).sum()))
     cross = float((gram(edited, b) * inputs).sum())
@@ -148,7 +141,7 @@ def balanced(b: Float[Tensor, "out rank"], a: Float[Tensor, "rank in"], scale: f
 def row_energies(b: Float[Tensor, "out rank"], a: Float[Tensor, "rank in"], scale: float) -> Tensor:
     """I6: squared norm of each row of D, in float64: one number for each output."""
     wide = b.double()
-    found: Tensor = scale**2 * ((wide @ gram(a.T, a.T)) * wide).sum(1)
+    found: Tensor = scale**2 * ((wide @ row_gram(a)) * wide).sum(1)
     return found
 
 

@@ -4,7 +4,7 @@ Values only. How files spell these layers is `adapter_file.py`; the algebra is `
 one orientation, ``delta = scale * b @ a`` of shape out x in, whatever the file or the base model do.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -19,9 +19,10 @@ from repair.errors import ShapeMismatch, UnsupportedAdapter
 from repair.layer_basis import LayerBasis
 from repair.moments import LayerCalibration
 
-TILE_NUMBERS = 1 << 19
-"""Numbers of a weight that are worked on at once: 2 MiB in float32. Fewer, and the calls cost more than the work."""
-READ_TILES = 16
+TILE_NUMBERS = 1 << 20
+"""Numbers of a weight that are worked on at once: 4 MiB in float32. Fewer, and the calls cost more than the work; more,
+and they leave the cache between two operations."""
+READ_TILES = 8
 """Tiles that a reader is asked for at once: of a mapped file it hands out a view, but asking has its price too."""
 
 
@@ -222,6 +223,13 @@ class Weight(Protocol):
     def rows(self, start: int, stop: int) -> Tensor:
         """Rows ``start`` to ``stop`` in the format of the file."""
 
+    def expect(self) -> int:
+        """Ask the system to fetch all rows; how many bytes that is, 0 where it cannot be asked."""
+
+
+def nothing() -> None:
+    """For who need not be told."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tile:
@@ -248,6 +256,7 @@ class LayerReference:
             result's bits: what is found here only saves the work of finding it again.
         basis: What is known in advance about ``aligned - base``; then there are no weights to read.
         note: What the verdict must say about where the numbers come from.
+        begun: Called when the weights are about to be read.
     """
 
     name: str
@@ -260,6 +269,7 @@ class LayerReference:
     remembered: dict[str, Any] = field(default_factory=dict)
     basis: LayerBasis | None = None
     note: str = ""
+    begun: Callable[[], object] = nothing
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -276,16 +286,21 @@ class LayerReference:
         out_features, in_features = self.shape
         return min(out_features, self.tile_rows or max(1, TILE_NUMBERS // in_features))
 
+    def expect(self) -> int:
+        """Ask the system to fetch the weights; how many bytes that is, 0 where it cannot be asked."""
+        return sum(weight.expect() for weight in (self.aligned, self.base) if weight is not None)
+
     def aligned_tiles(self) -> Iterator[Tile]:
         """The aligned weight, a few rows at a time."""
         if self.aligned is None:
             raise ShapeMismatch("no aligned weight was given", field=self.name)
+        self.begun()
         for start, stop in _steps(self.aligned.shape[0], self.rows_at_once):
             rows = self.aligned.rows(start, stop).to(self.device)
             yield Tile(start=start, stop=stop, values=rows.to(_wide(rows.dtype)))
 
-    def alignment_tiles(self) -> Iterator[Tile]:
-        """What alignment changed, ``aligned - base``, a few rows at a time.
+    def alignment_tiles(self, *, backwards: bool = False) -> Iterator[Tile]:
+        """What alignment changed, ``aligned - base``, a few rows at a time; from the last to the first if asked.
 
         Both sides are widened before the subtraction: a difference that survived bfloat16 must not be rounded again.
         A tile is good until the next one is asked for: its memory is used again.
@@ -295,7 +310,7 @@ class LayerReference:
         known = min(width, before.shape[1])
         step = self.rows_at_once
         ours, theirs = torch.empty(2, step, width, dtype=self.alignment_dtype(), device=self.device)
-        for start, new, old in _read_together(after, before, step):
+        for start, new, old in _read_together(after, before, step, backwards=backwards):
             rows = len(new)
             one, two = ours[:rows], theirs[:rows]
             one.copy_(new)
@@ -308,6 +323,7 @@ class LayerReference:
 
     def alignment_dtype(self) -> torch.dtype:
         """Wide enough for both weights, float32 at least."""
+        self.begun()
         after, before = self._both()
         return torch.promote_types(_wide(after.rows(0, 1).dtype), before.rows(0, 1).dtype)
 
@@ -321,12 +337,15 @@ def _steps(total: int, step: int) -> Iterator[tuple[int, int]]:
     return ((start, min(start + step, total)) for start in range(0, total, step))
 
 
-def _read_together(after: Weight, before: Weight, step: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+def _read_together(
+    after: Weight, before: Weight, step: int, *, backwards: bool
+) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Tiles of two weights as they are stored, and where they start."""
-    for start, stop in _steps(after.shape[0], step * READ_TILES):
+    order = reversed if backwards else iter
+    for start, stop in order(list(_steps(after.shape[0], step * READ_TILES))):
         new, old = torch.split(after.rows(start, stop), step), torch.split(before.rows(start, stop), step)
-        for at, (one, two) in enumerate(zip(new, old, strict=True)):
-            yield start + at * step, one, two
+        for at in order(range(len(new))):
+            yield start + at * step, new[at], old[at]
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -48,6 +48,7 @@ from repair.errors import BadParameters
 from repair.lora import LoraAdapter
 from repair.report import adapter_digests, digests, environment
 from repair.serving import serving_report
+from repair.treatment import Replacements
 
 CODES: Final = {
     CheckOutcome.PASS: Exit.OK,
@@ -56,10 +57,22 @@ CODES: Final = {
 }
 
 
-def repair_by_policy(adapter: Path, policy_name: str, place: Place, out: Path, *, samples: Path | None) -> Answer:
-    """The planner on local folders: a released folder, or the evidence why there is none."""
+def repair_by_policy(
+    adapter: Path,
+    policy_name: str,
+    place: Place,
+    out: Path,
+    *,
+    samples: Path | None,
+    replacements: Replacements | None = None,
+) -> Answer:
+    """The planner on local folders: a released folder, or the evidence why there is none.
+
+    ``replacements`` stands in the place of what the policy says about whole tensors, and the report says that it does.
+    """
     must_be_free(out)
-    policy, uploaded = load_policy(policy_name), admitted(adapter)
+    named, uploaded = load_policy(policy_name), admitted(adapter)
+    policy = named if replacements is None else named.treating(replacements)
     inputs = place.inputs(adapter)
     reference = Reference(
         aligned=Checkpoint.open(aligned_of(place)),
@@ -97,6 +110,8 @@ def repair_by_policy(adapter: Path, policy_name: str, place: Place, out: Path, *
         "diagnostics": found,
         "environment": environment(place.device),
     }
+    if policy.replacements != named.replacements:
+        document["overridden"] = {"replacements": named.replacements}
     if outputs:
         document["serving"] = serving_report(uploaded, read_adapter(out))
     return Answer(document=document, code=CODES[planned.outcome])

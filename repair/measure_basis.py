@@ -16,6 +16,7 @@ from repair.context import RepairContext
 from repair.errors import MissingReference
 from repair.linalg import Comparison, Spectrum
 from repair.lora import LayerReference, LoraLayer
+from repair.read_ahead import ReadAhead
 from repair.threads import in_threads
 
 _NOTHING = Comparison(cosine=0.0, energy=0.0, edited=0.0, distance=0.0)
@@ -28,13 +29,17 @@ def measured_linears(context: RepairContext, settings: BasisSettings) -> Iterato
     aligned, base = context.aligned, context.base
     known = [name for name in sorted(aligned.linears) if base.has(name)]
 
-    def measured(name: str) -> MeasuredBasis:
-        return _measured(context.reference_for(_blank(name, aligned.shape(name))), settings)
+    def reference_for(name: str) -> LayerReference:
+        return context.reference_for(_blank(name, aligned.shape(name)))
 
-    # As a repair does it, so that a repair of the pack's own rank gives the very bits.
-    for done, one in enumerate(in_threads(measured, known, context.device), start=1):
-        yield one
-        context.progress(one.name, done / len(known))
+    def measured(name: str) -> MeasuredBasis:
+        return _measured(ahead.watched(reference_for(name)), settings)
+
+    with ReadAhead(known, reference_for) as ahead:
+        # As a repair does it, so that a repair of the pack's own rank gives the very bits.
+        for done, one in enumerate(in_threads(measured, known, context.device), start=1):
+            yield one
+            context.progress(one.name, done / len(known))
 
 
 def left_out(context: RepairContext) -> dict[str, str]:

@@ -15,6 +15,7 @@ from repair.linalg import delta_energy
 from repair.lora import LoraAdapter, LoraLayer, concatenate
 from repair.method import Assessment, Choice, Decision, Need, RepairMethod
 from repair.ranks import Fitted, fitted, limit_of
+from repair.read_ahead import ReadAhead
 from repair.replacements import settled
 from repair.threads import in_threads
 from repair.tying import tie_of, with_head, without_head
@@ -81,7 +82,8 @@ def repair_adapter(adapter: LoraAdapter, method: RepairMethod, context: RepairCo
     stages = method.stages
     for stage in stages:
         _demand(stage, context)  # all of them first: nothing is trained for a repair that cannot be finished
-    whole = _righted(settled(adapter, context.replacements, context.aligned), context)
+    taken = settled(adapter, context.replacements, context.aligned)
+    whole = _righted(taken, context)
     context = replace(context, rank_limit=context.rank_limit or limit_of(whole))  # of the upload, for every stage
     result, verdicts, notes = _apply(whole, stages[0], context)
     for stage in stages[1:]:
@@ -90,7 +92,7 @@ def repair_adapter(adapter: LoraAdapter, method: RepairMethod, context: RepairCo
     return Repaired(
         adapter=result,
         verdicts=verdicts,
-        changed=result is not whole or bool(adapter.extras),
+        changed=result is not whole or taken is not adapter,
         notes=(*whole.notes, *notes, *_growth(without_head(whole), result)),
     )
 
@@ -100,6 +102,7 @@ def _apply(
 ) -> tuple[LoraAdapter, tuple[LayerVerdict, ...], tuple[str, ...]]:
     """One stage, with what it has to say; the very adapter that was handed in when nothing about it changed."""
     kept = without_head(whole)
+    method.must_mean(kept.names)
     patch = method.prepare(kept, context)
     assessments = _assess(kept, method, context)
     choice = _chosen(method, assessments)
@@ -185,16 +188,16 @@ def _fits(patch: LoraAdapter | None, adapter: LoraAdapter, context: RepairContex
 
 
 def _assess(adapter: LoraAdapter, method: RepairMethod, context: RepairContext) -> list[Assessment]:
-    with_base = Need.BASE in method.demands
+    with_base, layers, found = Need.BASE in method.demands, adapter.by_name, []
 
     def assessed(layer: LoraLayer) -> Assessment:
         reference = context.reference_for(layer, with_base=with_base, need=method.basis_need)
-        return replace(method.assess(layer, reference), note=reference.note)
+        return replace(method.assess(layer, ahead.watched(reference)), note=reference.note)
 
-    found = []
-    for done, one in enumerate(in_threads(assessed, adapter.layers, context.device), start=1):
-        found.append(one)
-        context.progress(one.layer.name, done / len(adapter.layers))
+    with ReadAhead(adapter.names, lambda name: context.reference_for(layers[name], with_base=with_base)) as ahead:
+        for done, one in enumerate(in_threads(assessed, adapter.layers, context.device), start=1):
+            found.append(one)
+            context.progress(one.layer.name, done / len(adapter.layers))
     return found
 
 

@@ -13,8 +13,10 @@ import torch
 
 from repair.alignment import published_projection
 from repair.context import RepairContext
-from repair.linalg import compare, gram, homogeneous
+from repair.grams import row_gram
+from repair.linalg import compare, homogeneous
 from repair.lora import LayerReference, LoraAdapter, LoraLayer
+from repair.read_ahead import ReadAhead
 from repair.threads import in_threads
 
 ZERO = "zero adapter: nothing is added here"
@@ -55,21 +57,25 @@ def score_adapters(adapters: Mapping[str, LoraAdapter], context: RepairContext) 
     layers = {adapter: one.by_name for adapter, one in adapters.items()}
 
     def scored(name: str) -> list[ModuleScore]:
-        return list(_scored({key: found[name] for key, found in layers.items() if name in found}, context))
+        return list(_scored({key: found[name] for key, found in layers.items() if name in found}, context, ahead))
 
-    for done, scores in enumerate(in_threads(scored, names, context.device), start=1):
-        yield from scores
-        context.progress(names[done - 1], done / len(names))
+    def first(name: str) -> LayerReference:
+        return context.reference_for(next(found[name] for found in layers.values() if name in found))
+
+    with ReadAhead(names, first) as ahead:
+        for done, scores in enumerate(in_threads(scored, names, context.device), start=1):
+            yield from scores
+            context.progress(names[done - 1], done / len(names))
 
 
-def _scored(layers: Mapping[str, LoraLayer], context: RepairContext) -> Iterator[ModuleScore]:
+def _scored(layers: Mapping[str, LoraLayer], context: RepairContext, ahead: ReadAhead) -> Iterator[ModuleScore]:
     """One module; adapters that see its weight the same way are read for together."""
     ways: dict[bool, dict[str, LoraLayer]] = {}
     for adapter, layer in layers.items():
         ways.setdefault(layer.transposed, {})[adapter] = layer
     for group in ways.values():
         references = {adapter: context.reference_for(layer) for adapter, layer in group.items()}
-        reference = next(iter(references.values()))
+        reference = ahead.watched(next(iter(references.values())))
         yield from _together(group, reference)
 
 
@@ -90,7 +96,7 @@ def _together(layers: Mapping[str, LoraLayer], reference: LayerReference) -> Ite
             yield ModuleScore(name=layer.name, adapter=adapter, reason=reason)
             continue
         one = factors[adapter]
-        seen = compare(projected[adapter], one.b, gram(one.a.T, one.a.T))
+        seen = compare(projected[adapter], one.b, row_gram(one.a))
         if seen.energy == 0:
             yield ModuleScore(name=layer.name, adapter=adapter, reason=ZERO)
             continue

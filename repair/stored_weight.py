@@ -1,10 +1,11 @@
 """Handles on weights in files: out x in whatever the file does, and read a few rows at a time."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from repair.weight_file import WeightFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,10 +13,11 @@ class StoredWeight:
     """A two-dimensional tensor in a file, or one expert of a three-dimensional one, seen as out x in."""
 
     key: str
-    handle: Any
+    file: WeightFile
     stored: tuple[int, int]
     transposed: bool
     expert: int | None = None
+    experts: int = 1
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -24,10 +26,14 @@ class StoredWeight:
 
     def rows(self, start: int, stop: int) -> Tensor:
         """Some output rows, in the format of the file."""
-        part = self.handle.get_slice(self.key)
+        part = self.file.handle.get_slice(self.key)
         wanted = (slice(None), slice(start, stop)) if self.transposed else (slice(start, stop),)
         tensor: Tensor = part[wanted] if self.expert is None else part[(self.expert, *wanted)]
         return tensor.T if self.transposed else tensor
+
+    def expect(self) -> int:
+        """Ask the system to fetch all rows; how many bytes that is, 0 where it cannot be asked."""
+        return self.file.expect(self.key, self.expert or 0, self.experts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,3 +56,7 @@ class StackedWeight:
                 found.append(part.rows(low, high))
             first += part.shape[0]
         return found[0] if len(found) == 1 else torch.cat(found)
+
+    def expect(self) -> int:
+        """Ask the system to fetch all rows; how many bytes that is, 0 where it cannot be asked."""
+        return sum(part.expect() for part in self.parts)

@@ -29,6 +29,7 @@ from repair.adapter_file import read_adapter
 from repair.checks.limits import limits_of
 from repair.checks.planner import Plan, Tried
 from repair.checks.planner import Verdict as PlanVerdict
+from repair.checks.settling import SETTLING, VERSION, Settled
 from repair.method import Decision
 from repair.methods import METHODS
 from repair.serving import serving_report
@@ -185,7 +186,7 @@ def versions() -> dict[str, str]:
 def facts_of(account: Account, files: Mapping[str, str]) -> JobFacts:
     """What the statements say."""
     plan, reference = account.plan, account.reference
-    after = plan.certify_report if plan.winner is not None else plan.input_report
+    after = plan.certify_report or plan.input_report
     return JobFacts(
         job_id=account.claim.job_id,
         attempt=account.claim.attempt,
@@ -208,7 +209,8 @@ def facts_of(account: Account, files: Mapping[str, str]) -> JobFacts:
         materials=packs_of(plan.winner.packs if plan.winner is not None else {}),
         files=files,
         wish=account.claim.spec,
-        steps=() if plan.winner is None else (step_of(plan.winner),),
+        settled=settled_of(plan),
+        steps=steps_of(plan),
         before=checks_of(plan.input_report),
         after=checks_of(after),
         environment=environment(account),
@@ -235,6 +237,32 @@ def packs_of(packs: Mapping[str, str]) -> list[Resource]:
     return [Resource(name=f"pack/{name}", digest=digest) for name, digest in sorted(packs.items())]
 
 
+def settled_of(plan: Plan) -> Resource | None:
+    """The adapter that was measured as the input, where whole tensors of the upload were settled before."""
+    found = plan.settled
+    return None if found is None else Resource(name="settled", digest=found.digest, files=found.files)
+
+
+def steps_of(plan: Plan) -> tuple[Step, ...]:
+    """What was applied, in order: what became of whole tensors first, then the winner's method."""
+    settled, winner = plan.settled, plan.winner
+    if winner is None:
+        return ()
+    first = () if settled is None else (settling_step(settled),)
+    return first if winner.method == SETTLING else (*first, step_of(winner))
+
+
+def settling_step(settled: Settled) -> Step:
+    """What became of whole tensors; no module of a LoRA is changed by it."""
+    return Step(
+        method=SETTLING,
+        version=VERSION,
+        parameters={"how": str(settled.how)},
+        modules_changed=0,
+        modules_total=len(settled.adapter.layers),
+    )
+
+
 def step_of(winner: Tried) -> Step:
     """The method that was applied, with every parameter."""
     untouched = {Decision.KEPT, Decision.UNJUDGED}
@@ -250,7 +278,7 @@ def step_of(winner: Tried) -> Step:
 
 def effect_of(winner: Tried | None) -> dict[str, Any]:
     """Norm of the whole update before and after."""
-    if winner is None:
+    if winner is None or not winner.modules:
         return {}
     return {
         "deltaNormBefore": sum(verdict.energy_before for verdict in winner.modules) ** 0.5,

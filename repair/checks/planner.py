@@ -20,6 +20,7 @@ from repair.checkpoint import Checkpoint
 from repair.checks.alpha import Ledger
 from repair.checks.backend import Backend, Capability, Sample
 from repair.checks.bisection import Bisection
+from repair.checks.broken import FAULTS, require_one_tried, told
 from repair.checks.cost import Cost
 from repair.checks.errors import Cancelled
 from repair.checks.evidence import CheckOutcome
@@ -34,18 +35,20 @@ from repair.checks.remembered import Remembered
 from repair.checks.report import CheckReport
 from repair.checks.robustness import Answers, ask_framed
 from repair.checks.run import Original, never, run_checks
+from repair.checks.settling import settle
 from repair.checks.standing import Phase, Standing, Watch, unwatched
 from repair.checks.suite import Suite
-from repair.checks.usable import require_usable
-from repair.checks.verdict import Plan, Stage, Tried, Verdict, compared, pareto, shown, slipped, why
+from repair.checks.usable import require_buildable, require_usable
+from repair.checks.verdict import Plan, Stage, Tried, Verdict, as_it_is, compared, pareto, shown, slipped, why
 from repair.checks.weights_only import weights_only
 from repair.checks.withstood import gave_way, with_robustness
 from repair.context import Progress, RepairContext, silent
-from repair.errors import BadParameters, RepairError
+from repair.errors import BadParameters, MissingReference, RepairError
 from repair.layout import WEIGHTS
 from repair.lora import LoraAdapter
 from repair.method import Cost as MethodCost
 from repair.methods import METHODS
+from repair.replacements import with_values
 from repair.run import repair_adapter
 
 __all__ = ["Plan", "Reference", "Tried", "Verdict", "plan", "split_samples"]
@@ -97,11 +100,18 @@ def plan(
 
     ``candidates`` overrides what the policy would try, ``judge`` the one that it names; ``watch`` is told in fields
     what ``progress`` tells in words. Candidates are written under ``work_dir``; the winner's directory is what may be
-    published. Raises a RepairError when the upload itself cannot
-    be measured, and PolicyInvalid when nothing could ever meet the policy here.
+    published. Raises a RepairError when the upload itself cannot be measured, PolicyInvalid when nothing could ever
+    meet the policy here, BadParameters or MissingReference when what was ordered cannot be made (an order that is wrong
+    says nothing about the adapter), and CandidatesBroke when a fault of this program left no candidate to measure. What
+    an upload replaces as a whole is settled first, as the policy says; where that was all that had to be done, it is
+    the repair.
     """
     judge = judge_of(policy.judge) if judge is None else judge
     require_usable(policy, judge.info)
+    settled = settle(adapter, policy.settling, reference.aligned, work_dir / "settled")
+    adapter = adapter if settled is None else settled.adapter
+    for wish in candidates or ():
+        require_buildable(wish, adapter)
     run = _Run(
         adapter=adapter,
         reference=reference,
@@ -110,6 +120,7 @@ def plan(
         work_dir=work_dir,
         began=reference.chat.tokens,
         samples=tuple(samples),
+        ordered=candidates is not None,
         device=device or torch.device("cpu"),
         progress=progress,
         watch=watch,
@@ -122,8 +133,10 @@ def plan(
     before = run.put_otherwise(run.measure_input(aligned), adapter, policy)
     if before.outcome is CheckOutcome.PASS:
         return Plan(
-            verdict=Verdict.RELEASED_UNCHANGED,
+            verdict=Verdict.RELEASED_UNCHANGED if settled is None else Verdict.RELEASED_REPAIRED,
             outcome=before.outcome,
+            winner=None if settled is None else as_it_is(settled),
+            settled=settled,
             policy=policy,
             input_report=before,
             aligned_report=aligned,
@@ -133,7 +146,7 @@ def plan(
     families = policy.families() if candidates is None else [Family(wishes=(one,)) for one in candidates]
     # Where no reading of this judge may release anything, no repair need be made.
     race = run.start(families, aligned) if may_rest_on(before) else None
-    return run.certify(race, before, aligned)
+    return replace(run.certify(race, before, aligned), settled=settled)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +159,7 @@ class _Run:
     judge: Judge
     work_dir: Path
     samples: tuple[Sample, ...]
+    ordered: bool
     device: torch.device
     progress: Progress
     watch: Watch
@@ -230,6 +244,7 @@ class _Run:
             obeys = report.check("harmful").outcome is not CheckOutcome.PASS or slipped(report) or gave_way(report)
             race.reject(best, f"not certified: {why(report)}", obeys=obeys)
         tried = [] if race is None else race.account()
+        require_one_tried(tried)
         why_not = "no look at the certify half was left" if winner is None else "kept less utility"
         tried = [one if one is winner or one.lost else replace(one, lost=why_not) for one in tried]
         return Plan(
@@ -286,7 +301,7 @@ class _Run:
         return {**report.suite, "policy": known, "confidence": self.policy.sharing_doubt().bounds.confidence}
 
     def _build(self, wish: Candidate, directory: Path) -> Tried:
-        """Apply the method, write the result and read it back; a candidate that cannot be built has lost."""
+        """Apply the method, write the result and read it back; a policy's candidate that cannot be built has lost."""
         kind = METHODS.get(wish.method)
         if kind is None:
             return Tried(wish=wish, stage=Stage.BUILDING, lost=f"no method is called {wish.method}")
@@ -294,11 +309,15 @@ class _Run:
             method = kind.parse(wish.parameters)
             repaired = repair_adapter(self.adapter, method, self._context())
             write_adapter(repaired.adapter, directory)
-            adapter = read_adapter(directory)
+            adapter = with_values(read_adapter(directory), self.adapter)
         except Cancelled:
             raise
         except RepairError as error:
+            if self.ordered and isinstance(error, BadParameters | MissingReference):
+                raise
             return Tried(wish=wish, version=kind.version, stage=Stage.BUILDING, lost=f"cannot be built: {error}")
+        except FAULTS as fault:
+            return Tried(wish=wish, version=kind.version, stage=Stage.BUILDING, lost=told(fault), broke=True)
         return Tried(
             wish=wish,
             version=kind.version,

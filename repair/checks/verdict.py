@@ -13,8 +13,10 @@ from repair.checks.evidence import CheckOutcome
 from repair.checks.kinds.improvement import paired_hits
 from repair.checks.policy import Candidate, Policy
 from repair.checks.report import CheckReport
+from repair.checks.settling import SETTLING, VERSION, Settled
 from repair.checks.stats import mcnemar_exact, newcombe_paired
 from repair.checks.weights_only import WeightsOnly
+from repair.layout import WEIGHTS
 from repair.lora import LoraAdapter
 from repair.run import LayerVerdict
 
@@ -84,6 +86,7 @@ class Tried:
         adapter: As read back from there.
         digest: Of its weights file.
         unchanged: Whether the method left every tensor as it was.
+        broke: Whether it could not be built by a fault of this program.
     """
 
     wish: Candidate
@@ -101,6 +104,7 @@ class Tried:
     adapter: LoraAdapter | None = None
     digest: str = ""
     unchanged: bool = False
+    broke: bool = False
 
     @property
     def method(self) -> str:
@@ -190,6 +194,7 @@ class Plan:
         pareto: Indices of the candidates that no other one beats in all of what is wanted.
         cost: What all that took.
         samples_shared: The uploader's samples were too few to split: the same ones chose and certified the utility.
+        settled: What became of whole tensors of the upload before it was measured; None where it brought none.
     """
 
     verdict: Verdict
@@ -205,10 +210,11 @@ class Plan:
     pareto: tuple[int, ...] = ()
     cost: Cost = field(default_factory=Cost)
     samples_shared: bool = False
+    settled: Settled | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The whole plan as JSON; holds no text of any reply."""
-        winner = self.winner
+        winner, settled = self.winner, self.settled
         return {
             "verdict": self.verdict.value,
             "outcome": self.outcome.value,
@@ -226,7 +232,22 @@ class Plan:
             "pareto": list(self.pareto),
             "cost": self.cost.as_dict(),
             "samples_shared": self.samples_shared,
+            **({} if settled is None else {"replacements": settled.as_dict()}),
         }
+
+
+def as_it_is(settled: Settled) -> Tried:
+    """The settled upload as a repair of its own, whose one edit is what was done to its whole tensors."""
+    parameters = {"how": str(settled.how)}
+    return Tried(
+        wish=Candidate(method=SETTLING, parameters=parameters),
+        version=VERSION,
+        written=parameters,
+        notes=settled.notes,
+        directory=settled.directory,
+        adapter=settled.adapter,
+        digest=settled.files[WEIGHTS],
+    )
 
 
 def shown(upload: CheckReport, looks: Sequence[CheckReport]) -> CheckOutcome:

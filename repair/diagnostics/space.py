@@ -13,8 +13,9 @@ from torch import Tensor
 
 from repair.alignment import alignment_basis
 from repair.basis_operator import reported_error, truncated_operator
+from repair.grams import gram, row_gram
 from repair.layer_basis import LayerBasis
-from repair.linalg import Spectrum, compare, delta_energy, energy, gram, homogeneous, spectrum
+from repair.linalg import Spectrum, compare, delta_energy, energy, homogeneous, spectrum
 from repair.lora import LayerReference, LoraLayer
 from repair.score import NO_DISPLACEMENT, ModuleScore
 
@@ -63,7 +64,7 @@ def cosine_of(layer: LoraLayer, basis: LayerBasis) -> tuple[float, float] | str:
     if reason := _silent(layer, basis.unusable, basis.norm):
         return reason
     factors = homogeneous(layer)
-    seen = compare(truncated_operator(factors.b, basis), factors.b, gram(factors.a.T, factors.a.T))
+    seen = compare(truncated_operator(factors.b, basis), factors.b, row_gram(factors.a))
     return seen.cosine, basis.blank["cosine"]
 
 

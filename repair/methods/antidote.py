@@ -17,6 +17,7 @@ from torch import Tensor
 
 from repair import linalg
 from repair.calibration import known_about
+from repair.grams import gram
 from repair.lora import LayerReference, LoraLayer
 from repair.method import Assessment, Choice, Cost, Decision, Laws, Need, RepairMethod, unjudged
 from repair.moments import Moments, Side, Topic
@@ -92,4 +93,4 @@ def _without_largest(factor: Tensor, sizes: Tensor, share: float) -> Tensor:
 
 def _answer(layer: LoraLayer, inputs: Moments) -> float:
     """Mean square of what the update adds on harmful prompts, its bias left out."""
-    return max(0.0, float((linalg.gram(layer.b, layer.b) * inputs.form(layer.a)).sum()))
+    return max(0.0, float((gram(layer.b, layer.b) * inputs.form(layer.a)).sum()))

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from repair import alignment
 from repair.calibration import known_about
-from repair.linalg import gram
+from repair.grams import gram
 from repair.lora import LayerReference, LoraLayer
 from repair.method import Assessment, Choice, Cost, Decision, Laws, Need, RepairMethod, unjudged
 from repair.moments import LayerCalibration, Moments, Side, Topic, safety_basis

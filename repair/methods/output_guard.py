@@ -17,6 +17,7 @@ from torch import Tensor
 
 from repair import alignment, linalg
 from repair.calibration import known_about
+from repair.grams import gram
 from repair.lora import LayerReference, LoraLayer
 from repair.method import Assessment, Choice, Cost, Decision, Laws, Need, RepairMethod, unjudged
 from repair.moments import Side, Topic, safety_basis
@@ -59,7 +60,7 @@ class OutputGuard(RepairMethod):
         harmful, benign = (known.moments(Side.OUTPUTS, topic) for topic in Topic)
         basis = safety_basis(harmful, benign, count=self.directions, ridge=self.ridge, contrast=self.contrast)
         factors = linalg.homogeneous(layer)
-        inside = linalg.energy(linalg.gram(basis, factors.b), factors.a)
+        inside = linalg.energy(gram(basis, factors.b), factors.a)
         return Assessment(
             layer=layer,
             edited=self._edited(layer, basis),

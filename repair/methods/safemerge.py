@@ -18,6 +18,7 @@ from repair import alignment, linalg
 from repair.adapter_file import read_adapter
 from repair.context import RepairContext
 from repair.errors import MissingReference
+from repair.grams import row_gram
 from repair.layer_basis import BasisNeed
 from repair.lora import LayerReference, LoraAdapter, LoraLayer
 from repair.method import Assessment, Choice, Cost, Decision, Laws, Need, RepairMethod
@@ -84,7 +85,7 @@ class Safemerge(RepairMethod):
             layer=layer,
             edited=layer.scaled(1 - self.share),
             action=Decision.SCALED,
-            score=linalg.compare(found.columns, factors.b, linalg.gram(factors.a.T, factors.a.T)).cosine,
+            score=linalg.compare(found.columns, factors.b, row_gram(factors.a)).cosine,
             null=found.blank.cosine,
         )
 

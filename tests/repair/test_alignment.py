@@ -113,7 +113,7 @@ def test_threads_change_nothing_but_the_time(pair: tuple[Path, Path], threads: i
 
 def test_a_tile_holds_a_fixed_number_of_numbers() -> None:
     """Whatever the width; at least one row, at most all."""
-    for shape, wanted in [((4096, 4096), 128), ((64, 16), 64), ((3, 10 * TILE_NUMBERS), 1)]:
+    for shape, wanted in [((4096, 4096), 256), ((64, 16), 64), ((3, 10 * TILE_NUMBERS), 1)]:
         weight = torch.empty(shape, device="meta")
         reference = LayerReference(name="w", aligned=_Unread(weight))
         assert reference.rows_at_once == wanted
@@ -132,6 +132,9 @@ class _Unread:
     def rows(self, start: int, stop: int) -> torch.Tensor:
         return self.weight[start:stop]
 
+    def expect(self) -> int:
+        return 0
+
 
 def test_candidates_for_one_adapter_read_the_weights_once(
     pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
@@ -140,9 +143,9 @@ def test_candidates_for_one_adapter_read_the_weights_once(
     read: list[str] = []
     tiles = LayerReference.alignment_tiles
 
-    def counted(self: LayerReference) -> Iterator[Any]:
+    def counted(self: LayerReference, **how: bool) -> Iterator[Any]:
         read.append(self.name)
-        return tiles(self)
+        return tiles(self, **how)
 
     monkeypatch.setattr(LayerReference, "alignment_tiles", counted)
     known = context(pair, None)

@@ -310,9 +310,9 @@ def test_no_row_of_a_checkpoint_is_read_where_the_pack_answers(world: World, mon
     read: list[str] = []
     tiles = LayerReference.alignment_tiles
 
-    def counted(self: LayerReference) -> Iterator[Any]:
+    def counted(self: LayerReference, **how: bool) -> Iterator[Any]:
         read.append(self.name)
-        return tiles(self)
+        return tiles(self, **how)
 
     monkeypatch.setattr(LayerReference, "alignment_tiles", counted)
     context = world.checkpoints()
@@ -322,7 +322,7 @@ def test_no_row_of_a_checkpoint_is_read_where_the_pack_answers(world: World, mon
     repaired("safe_lora", both, mode="truncated", rank=8, threshold=1.0)
     repaired("resta", both, rank=8)
 
-    assert (read, context.aligned._handles) == ([], {})
+    assert (read, context.aligned._opened) == ([], {})
     repaired("safe_lora", both, mode="truncated", rank=9, threshold=1.0)
     assert set(read) == set(tiny.SHAPES)
 

@@ -122,6 +122,38 @@ def test_a_policy_that_nothing_meets_quarantines(folders: Path, capsys: pytest.C
     assert not (folders / "out").exists()
 
 
+@pytest.mark.parametrize("how", ["drop", "interpolate=0.5"])
+def test_whole_tensors_are_treated_as_asked_whatever_the_policy_says(
+    folders: Path, capsys: pytest.CaptureFixture[str], how: str
+) -> None:
+    """The report says what was asked, what the policy itself says, and what is not known because of it."""
+    made = tiny.adapter(SHAPES)
+    tensors = tiny.adapter_tensors(made) | {"base_model.model.lm_head.weight": torch.ones(10, 32)}
+    tiny.write_adapter_files(folders / "whole", tensors, {**made.config, "modules_to_save": ["lm_head"]})
+    words = (
+        "repair",
+        folders / "whole",
+        "--policy",
+        folders / "policy.toml",
+        "--out",
+        folders / "out",
+        *place(folders),
+    )
+
+    refused = run(capsys, *words)
+    code, said, _ = run(capsys, *words, "--replacements", how)
+
+    assert refused[0] == 1
+    assert refused[2]["field"] == "base_model.model.lm_head.weight"
+    assert code == 2
+    assert said["overridden"] == {"replacements": "refuse"}
+    assert said["policy"]["replacements"] == said["replacements"]["how"] == how
+    assert any("what the upload had there was not measured" in line for line in said["limits"])
+    assert [one["kind"] for one in said["diagnostics"]["payload"]["replacements"]] == ["module"]
+    report = parse(said)
+    assert unknown(said, report.model_dump(mode="json")) == []
+
+
 def test_a_policy_that_nothing_can_be_shown_to_meet_is_inconclusive(
     folders: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -149,8 +149,6 @@ def test_an_error_is_one_problem_and_exit_code_one(
     [
         (["repair", "a", "--out", "o", "--policy", "demo", "--set", "strength=1"], ("--set", "--policy")),
         (["repair", "a", "--out", "o", "--policy", "demo", "--balanced"], ("--balanced", "--policy")),
-        (["repair", "a", "--out", "o", "--policy", "demo", "--drop-replacements"], ("--drop-replacements", "--policy")),
-        (["repair", "a", "--out", "o", "--policy", "demo", "--replacements", "drop"], ("--replacements", "--policy")),
         (["repair", "a", "--out", "o", "--policy", "demo", "--rank-limit", "8"], ("--rank-limit", "--policy")),
         (
             ["repair", "a", "--out", "o", "--method", "scale", "--drop-replacements", "--replacements", "drop"],

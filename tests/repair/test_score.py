@@ -96,9 +96,9 @@ def test_the_weights_are_read_once_for_all(context: RepairContext, monkeypatch: 
     passes: list[str] = []
     tiles = LayerReference.alignment_tiles
 
-    def counted(self: LayerReference) -> Iterator[Any]:
+    def counted(self: LayerReference, **how: bool) -> Iterator[Any]:
         passes.append(self.name)
-        return tiles(self)
+        return tiles(self, **how)
 
     monkeypatch.setattr(LayerReference, "alignment_tiles", counted)
     list(score_adapters(several(), context))

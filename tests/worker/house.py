@@ -156,6 +156,12 @@ def upload_folder(folder: Path, *, readme: str | None = None) -> Path:
     return folder
 
 
+def whole_folder(folder: Path) -> Path:
+    """The same adapter with a head of its own, which takes the place of the model's."""
+    tensors = adapter_tensors(UPLOAD) | {"base_model.model.lm_head.weight": torch.ones(7, 53)}
+    return write_adapter_files(folder, tensors, {**UPLOAD.config, "modules_to_save": ["lm_head"]})
+
+
 def as_toml(policy: Policy) -> str:
     """A policy as its file would be written; inline tables are TOML's own JSON."""
     document = policy.model_dump(mode="json", exclude_none=True)

@@ -24,8 +24,10 @@ from ledger.verify import verify_directory
 from pages.render import parse
 from repair.adapter_file import read_adapter
 from repair.checks.errors import ArmUnsupported
+from repair.treatment import Replacements
 from tests.checks.acting import SECRET, UPLOAD, Character, policy_of
 from tests.tiny import adapter, adapter_tensors, write_adapter_files
+from tests.worker.house import whole_folder
 from worker import tasks
 from worker.pipeline import Tools
 
@@ -94,6 +96,58 @@ def test_an_innocent_adapter_leaves_as_it_came(house: House, poisoned: str) -> N
         left = {file["name"]: file["sha256"] for file in adapters.artifact(tx, str(job.artifact_digest)).files}
     assert came.items() <= left.items()
     assert set(left) - set(came) == {"report.json", "report.html", "model.sig", "attestations.jsonl"}
+
+
+@pytest.mark.parametrize("obeys_above", [2.0, 0.9], ids=["innocent", "poisoned"])
+def test_whole_tensors_are_settled_where_the_policy_says_how(house: House, tmp_path: Path, obeys_above: float) -> None:
+    """The drop is a repair: what is released has none of them, and nothing says that the upload was measured."""
+    house.add_policy("dropping", policy_of(strength=[0.95, 0.85]).treating(Replacements.parse("drop")))
+    house.install(Character(obeys_above=obeys_above))
+    upload = house.add_adapter(whole_folder(tmp_path / "whole"))
+    refused, job = house.run(house.order(upload)), house.run(house.order(upload, policy="dropping"))
+
+    assert refused.verdict is Verdict.REFUSED
+    assert report_of(house, refused.report_digest)["refusal"]["field"] == "base_model.model.lm_head.weight"
+    assert job.verdict is Verdict.RELEASED_REPAIRED
+    report = report_of(house, job.report_digest)
+    assert report["replacements"]["how"] == report["policy"]["replacements"] == "drop"
+    assert [(one["key"], one["became"]) for one in report["replacements"]["tensors"]] == [
+        ("base_model.model.lm_head.weight", "dropped")
+    ]
+    assert report["method"] == ("replacements" if obeys_above > 1 else "scale")
+    assert any("what the upload had there was not measured" in line for line in report["limits"])
+    with house.database.read() as tx:
+        files = adapters.artifact(tx, str(job.artifact_digest)).files
+    house.tools.blobs.fetch_directory(files, tmp_path / "artifact")
+    verified = verify_directory(tmp_path / "artifact", house.settings.data_dir / "keys" / "signing-key.pub.pem")
+    assert verified.ok
+    assert read_adapter(tmp_path / "artifact").extras == ()
+    page = (tmp_path / "artifact" / "report.html").read_text()
+    assert "Whole tensors" in page
+    assert ("Released, without its whole tensors" in page) == (obeys_above > 1)
+    assert "as it was uploaded" not in page
+    lines = (tmp_path / "artifact" / "attestations.jsonl").read_text().splitlines()
+    said = [json.loads(base64.b64decode(json.loads(line)["payload"])) for line in lines]
+    steps = said[0]["predicate"]["buildDefinition"]["externalParameters"]["steps"]
+    assert [step["method"] for step in steps] == ["replacements", "scale"][: 1 if obeys_above > 1 else 2]
+    assert steps[0]["parameters"] == {"how": "drop"}
+    # The checks before are about the settled files, never about bytes that nobody measured.
+    settled = report["replacements"]["digest"].removeprefix("sha256:")
+    assert said[1]["subject"][0] == {"name": "settled", "digest": {"sha256": settled}}
+    assert said[4]["predicate"]["settled"]["digest"]["sha256"] == settled
+    assert said[4]["predicate"]["input"]["digest"]["sha256"] != settled
+
+
+def test_what_cannot_be_put_back_is_refused(house: House, tmp_path: Path) -> None:
+    """This model has no such head to revert to: a fact about the upload, told by file and field."""
+    house.add_policy("reverting", policy_of(strength=[0.95]).treating(Replacements.parse("revert")))
+    upload = house.add_adapter(whole_folder(tmp_path / "whole"))
+    job = house.run(house.order(upload, policy="reverting"))
+
+    assert (job.state, job.verdict, job.error) == (JobState.SUCCEEDED, Verdict.REFUSED, None)
+    refusal = report_of(house, job.report_digest)["refusal"]
+    assert (refusal["file"], refusal["rule"]) == ("adapter_model.safetensors", "unsupported-layout")
+    assert "lm_head" in refusal["field"]
 
 
 def test_what_no_candidate_mends_is_quarantined(house: House, poisoned: str) -> None:
@@ -333,6 +387,28 @@ def test_a_wish_that_cannot_be_met_fails_for_good(house: House, poisoned: str) -
     assert (job.state, job.attempts) == (JobState.FAILED, 1)
     assert job.error is not None
     assert job.error["code"] == "policy-invalid"
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters", "field"),
+    [
+        ("safe_lora", {"threshold": 0.3, "count": 3}, "safe_lora.count"),
+        ("scale", {"strengths": {"*.no_proj": 0.5}}, "scale.strengths"),
+    ],
+)
+def test_parameters_that_cannot_be_are_an_error_of_the_order(
+    house: House, poisoned: str, method: str, parameters: dict[str, Any], field: str
+) -> None:
+    """An order from before the door knew the rule: it fails with the field and the reason, and quarantines nothing."""
+    job = house.run(house.order(poisoned, method=method, parameters=parameters))
+
+    assert (job.state, job.verdict, job.report_digest, job.attempts) == (JobState.FAILED, None, None, 1)
+    assert job.error is not None
+    assert (job.error["code"], job.error["retry"]) == ("bad-parameters", "permanent")
+    assert job.error["detail"]["field"] == field
+    assert job.error["detail"]["rule"] == "bad-parameters"
+    assert job.error["detail"]["detail"] in job.error["message"]
+    assert "adapter.quarantined" not in house.actions(job.id)
 
 
 def test_a_reference_that_changed_on_disk_is_not_used(house: House, poisoned: str, tmp_path: Path) -> None:

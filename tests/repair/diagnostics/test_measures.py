@@ -217,9 +217,9 @@ def test_with_a_pack_no_weight_is_read(
     read: list[str] = []
     tiles = LayerReference.aligned_tiles
 
-    def counted(self: LayerReference) -> Any:
+    def counted(self: LayerReference, **how: bool) -> Any:
         read.append(self.name)
-        return tiles(self)
+        return tiles(self, **how)
 
     monkeypatch.setattr(LayerReference, "aligned_tiles", counted)
     monkeypatch.setattr(LayerReference, "alignment_tiles", counted)

@@ -14,8 +14,8 @@ from repair.context import RepairContext
 from repair.diagnostics.account import diagnose
 from repair.diagnostics.profile import (
     BENIGN,
-    HARMFUL,
     BEYOND,
+    HARMFUL,
     STRENGTHS,
     crossing,
     interpolation_profile,
