@@ -47,7 +47,6 @@ def _void_of_policy(wish: argparse.Namespace) -> Iterator[tuple[str, str]]:
     given = {"--set": wish.settings, "--balanced": wish.balanced, "--rank-limit": wish.rank_limit}
     yield from _given(given, "--policy: a policy brings its own parameters")
     yield from _given({"--diagnostics": wish.diagnostics}, "--policy: a policy loads the model anyway")
-    yield from _given({"--basis": wish.basis}, "--policy: a policy measures the models themselves")
 
 
 def _given(flags: Mapping[str, Any], reason: str) -> Iterator[tuple[str, str]]:
@@ -107,7 +106,11 @@ def _check(parser: argparse.ArgumentParser) -> None:
 def _repair(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("adapter", type=Path)
     _models(parser)
-    parser.add_argument("--basis", type=Path, help="basis pack of the two models, or a folder of them; read instead")
+    parser.add_argument(
+        "--basis",
+        type=Path,
+        help="basis pack of the two models, or a folder of them; read instead where a method takes it",
+    )
     parser.add_argument("--basis-tolerance", type=float, help="largest error of the truncated operator; default 0.01")
     parser.add_argument(
         "--diagnostics",

@@ -225,14 +225,19 @@ def patch_of(place: Place, inputs: dict[str, Any]) -> LoraAdapter | None:
 
 
 def basis_of(place: Place, method: RepairMethod, inputs: dict[str, Any]) -> BasisPack | None:
+    """As `any_basis_of`, for one method. Raises BadParameters also when the method would not look at it."""
+    if place.basis is not None and all(stage.basis_need is None for stage in method.stages):
+        raise BadParameters(f"{method.name} with these parameters takes nothing from a basis pack", field="basis")
+    return any_basis_of(place, inputs)
+
+
+def any_basis_of(place: Place, inputs: dict[str, Any]) -> BasisPack | None:
     """The basis pack that was named, for the models that were; it joins ``inputs``.
 
-    Raises WrongReference when it is for another pair, BadParameters when the method would not look at it.
+    Raises WrongReference when it is for another pair, BadParameters when the tolerance is none.
     """
     if place.basis is None:
         return None
-    if all(stage.basis_need is None for stage in method.stages):
-        raise BadParameters(f"{method.name} with these parameters takes nothing from a basis pack", field="basis")
     if not 0 <= place.basis_tolerance <= 1:
         raise BadParameters("between 0 and 1", field="basis-tolerance")
     models = {name: inputs[name]["digest"] for name in ("aligned", "base") if name in inputs}

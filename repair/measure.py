@@ -35,6 +35,7 @@ from repair.commands import (
     Place,
     admitted,
     aligned_of,
+    any_basis_of,
     calibration_of,
     chat_of,
     keep_readme,
@@ -80,6 +81,7 @@ def repair_by_policy(
         chat=chat_of(place),
         patch=patch_of(place, inputs),
         calibration=calibration_of(place, inputs),
+        basis=any_basis_of(place, inputs),
         digest=inputs["aligned"]["digest"],
     )
     outputs: dict[str, Any] = {}
@@ -122,11 +124,12 @@ def _diagnostics(uploaded: LoraAdapter, reference: Reference, place: Place) -> d
         aligned=reference.aligned,
         base=reference.base,
         calibration=reference.calibration,
+        basis=reference.basis,
         chat=reference.chat,
         device=place.device,
         progress=place.progress,
     )
-    return diagnose(uploaded, context)
+    return diagnose(uploaded, context, weights=True)
 
 
 def check(

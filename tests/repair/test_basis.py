@@ -530,7 +530,7 @@ def test_the_command_makes_a_pack_once_and_repairs_with_the_models_gone(
 @pytest.mark.parametrize(
     "words",
     [
-        ["--policy", "demo", "--basis", "packs"],
+        ["--policy", "demo", "--basis-tolerance", "0.1"],
         ["--method", "safe_lora", "--basis-tolerance", "0.1"],
     ],
 )

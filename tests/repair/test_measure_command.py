@@ -122,6 +122,30 @@ def test_a_policy_that_nothing_meets_quarantines(folders: Path, capsys: pytest.C
     assert not (folders / "out").exists()
 
 
+def test_a_policys_candidates_read_the_basis_pack(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A method that needs the pair is built without the base; every candidate has its rho; the pack is an input."""
+    tiny.tiny_llama(folders / "base", seed=1, words=["yes", "no", "sorry", "how", "the", "a"])
+    models = ("--aligned", folders / "aligned", "--base", folders / "base", "--device", "cpu", "--json")
+    assert run(capsys, "basis", *models, "--out", folders / "packs", "--rank", 8)[0] == 0
+    projecting = '[[trials]]\nmethod = "safe_lora"\ngrid = { mode = ["truncated"], rank = [8], count = [1] }\n'
+    (folders / "policy.toml").write_text(POLICY + projecting)
+    words = ("repair", folders / "adapter", "--policy", folders / "policy.toml", "--out", folders / "out")
+
+    _, bare, _ = run(capsys, *words, *place(folders))
+    _, said, _ = run(capsys, *words, *place(folders), "--basis", folders / "packs")
+    alien = run(capsys, *words, "--aligned", folders / "base", "--device", "cpu", "--basis", folders / "packs")
+
+    assert "needs it and it was not given" in bare["candidates"][1]["lost"]
+    assert [one["weights"]["rho"] is None for one in bare["candidates"] if one["weights"]] == [True]
+    assert [one["weights"]["rho_modules"] for one in said["candidates"]] == [len(SHAPES)] * 2
+    assert said["candidates"][1]["stage"] != "building"
+    assert said["inputs"]["basis"]["aligned"] == said["inputs"]["aligned"]["digest"]
+    assert "base" not in said["inputs"]
+    assert all(one["alignment"]["source"] == "basis pack" for one in said["diagnostics"]["modules"])
+    assert "relative_norm" not in said["diagnostics"]["not_measured"]
+    assert (alien[0], alien[2]["rule"]) == (1, "wrong-reference")
+
+
 @pytest.mark.parametrize("how", ["drop", "interpolate=0.5"])
 def test_whole_tensors_are_treated_as_asked_whatever_the_policy_says(
     folders: Path, capsys: pytest.CaptureFixture[str], how: str
