@@ -200,7 +200,14 @@ def test_a_job_that_did_not_change_is_304(api: Api) -> None:
     assert (changed.status_code, changed.json()["state"]) == (200, "running")
     with api.service.database.begin() as tx:
         jobs.heartbeat(tx, claim, progress={"stage": "measuring", "done": 3, "total": 10})
-    assert api.client.get(f"/v1/jobs/{job}").json()["progress"]["done"] == 3
+    told = {"stage": "measuring", "done": 3, "total": 10}
+    assert api.client.get(f"/v1/jobs/{job}").json()["progress"] == told
+    race = {**told, "phase": "choosing", "alive": 4, "best": 0.853, "seconds_left": 12}
+    with api.service.database.begin() as tx:
+        jobs.heartbeat(tx, claim, progress=race)
+    assert api.client.get(f"/v1/jobs/{job}").json()["progress"] == race
+    described = api.client.get("/openapi.json").json()["components"]["schemas"]["JobOut"]["properties"]["progress"]
+    assert race.keys() <= described["properties"].keys()
 
 
 def test_a_finished_job_shows_its_checks_and_report(api: Api, problem: Problem) -> None:

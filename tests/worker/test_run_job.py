@@ -29,6 +29,7 @@ from tests.checks.acting import SECRET, UPLOAD, Character, policy_of
 from tests.tiny import adapter, adapter_tensors, write_adapter_files
 from tests.worker.house import whole_folder
 from worker import tasks
+from worker.heartbeat import Heartbeat
 from worker.pipeline import Tools
 
 if TYPE_CHECKING:
@@ -232,6 +233,29 @@ def test_the_patch_of_the_reference_is_what_the_method_adds(house: House, poison
     built = provenance_of(house, str(job.artifact_digest))
     assert built["externalParameters"]["patch"] == digest
     assert {"patch", "patch/adapter_model.safetensors"} <= {one["name"] for one in built["resolvedDependencies"]}
+
+
+def test_progress_is_told_in_fields(house: House, poisoned: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The planner's phases in their order, and in the race what a program wants to know; beside the words."""
+    told: list[dict[str, Any]] = []
+    say = Heartbeat.step
+
+    def step(beat: Heartbeat, progress: dict[str, Any] | None = None) -> None:
+        told.append(progress or {})
+        say(beat, progress)
+
+    monkeypatch.setattr(Heartbeat, "step", step)
+    house.run(house.order(poisoned))
+
+    measuring = [one for one in told if one.get("stage") == "measuring and repairing"]
+    phases = list(dict.fromkeys(one["phase"] for one in measuring))
+    assert phases == ["aligned", "upload", "choosing", "certifying"]
+    race = [one for one in measuring if one["detail"].startswith("choosing")]
+    assert all(f"{one['alive']} in the race" in one["detail"] for one in race)
+    assert race
+    assert not any("best" in one for one in race)  # its owner gave no samples: a drift is no share that is kept
+    assert all("phase" not in one for one in told if one.get("stage") != "measuring and repairing")
+    json.dumps(told, allow_nan=False)
 
 
 def test_the_packs_of_the_reference_are_what_methods_read(house: House, poisoned: str, tmp_path: Path) -> None:
