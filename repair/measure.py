@@ -60,6 +60,8 @@ def repair_by_policy(adapter: Path, policy_name: str, place: Place, out: Path, *
     """The planner on local folders: a released folder, or the evidence why there is none."""
     must_be_free(out)
     policy, uploaded = load_policy(policy_name), admitted(adapter)
+    judge = judge_of(policy.judge)
+    require_usable(policy, judge.info)  # before a model is hashed and loaded
     inputs = place.inputs(adapter)
     reference = Reference(
         aligned=Checkpoint.open(aligned_of(place)),
@@ -78,6 +80,7 @@ def repair_by_policy(adapter: Path, policy_name: str, place: Place, out: Path, *
             work_dir=Path(work),
             samples=_samples(samples),
             device=place.device,
+            judge=judge,
             progress=place.progress,
         )
         found = _diagnostics(uploaded, reference, place)
