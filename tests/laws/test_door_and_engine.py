@@ -8,7 +8,7 @@ import itertools
 import json
 from collections.abc import Iterator
 from functools import cache
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -69,7 +69,7 @@ def agree(name: str, parameters: dict[str, Any]) -> bool:
 
 def values_of(method: type[RepairMethod]) -> Values:
     """For each parameter what it may be, what it just may not be, and what it could be taken for."""
-    schema = cast("dict[str, Any]", catalogue().method(method.name).parameters)
+    schema = catalogue().method(method.name).parameters
     return {name: [*_telling(one, schema), *ODD] for name, one in schema["properties"].items()}
 
 
@@ -186,7 +186,7 @@ def test_every_count_and_every_name_of_modules_is_marked(method: type[RepairMeth
     marked = {name: one[MARK] for name, one in properties.items() if MARK in one}
     expected = {name: COUNT for name in properties if name.endswith("count")}
     if method.name == "scale":
-        expected["strengths"] = NAMES
+        expected |= {"strengths": NAMES, "modules": NAMES}
     assert marked == expected
 
 
@@ -198,6 +198,8 @@ def test_every_count_and_every_name_of_modules_is_marked(method: type[RepairMeth
         ("s3lora", {"count": 99}, False),
         ("s3lora", {}, True),
         ("scale", {"strengths": {"*": 0.5}}, True),
+        ("scale", {"modules": "*.q_proj"}, True),
+        ("scale", {"modules": "*.no_proj"}, False),
         ("scale", {"strengths": {"*.no_proj": 0.5}}, False),
         ("scale", {"strengths": [["*", 0.5], ["nothing", 0.1]]}, False),
         ("compose", {"steps": [{"method": "spectral"}, {"method": "s3lora", "parameters": {"count": 99}}]}, False),
