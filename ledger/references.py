@@ -15,7 +15,7 @@ from sqlalchemy import select
 
 from gate.admission import admit
 from gate.digest import root_digest
-from gate.model import file_digests, model_shapes
+from gate.model import file_digests, model_shapes, require_unrounded
 from ledger import audit
 from ledger.audit import Action, Event
 from ledger.clock import utc_now
@@ -134,12 +134,15 @@ def describe(name: str, *, aligned: Path, base: Path | None = None, patch: Path 
 
     Raises:
         UnfitName: the name cannot be a queue and a path of the API.
-        Refused: a folder holds no checkpoint that the gate can read, or a patch that is no adapter of this model.
+        Refused: a folder holds no checkpoint that the gate can read, or a quantised one, or a patch that is no adapter
+            of this model.
     """
     if _NAME.fullmatch(name) is None:
         raise UnfitName("reference", name)
     given = {"aligned": aligned, "base": base, "patch": patch}
     folders = {part: folder.absolute() for part, folder in given.items() if folder is not None}
+    for part in folders.keys() - {"patch"}:
+        require_unrounded(folders[part])
     shapes = model_shapes(folders["aligned"])
     if patch is not None:
         admit(folders["patch"], shapes=shapes)

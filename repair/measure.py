@@ -74,6 +74,8 @@ def repair_by_policy(
     must_be_free(out)
     named, uploaded = load_policy(policy_name), admitted(adapter)
     policy = named if replacements is None else named.treating(replacements)
+    judge = judge_of(policy.judge)
+    require_usable(policy, judge.info)  # before a model is hashed and loaded
     inputs = place.inputs(adapter)
     reference = Reference(
         aligned=Checkpoint.open(aligned_of(place)),
@@ -93,6 +95,7 @@ def repair_by_policy(
             work_dir=Path(work),
             samples=_samples(samples),
             device=place.device,
+            judge=judge,
             progress=place.progress,
         )
         found = _diagnostics(uploaded, reference, place)

@@ -41,7 +41,10 @@ class Scale(RepairMethod):
 
     strength: float = Field(default=0.5, ge=0, le=1, description="What the update is multiplied by; 1 keeps it")
     modules: str = Field(
-        default="*", max_length=200, description="Shell pattern over module paths; others are left alone"
+        default="*",
+        max_length=200,
+        description="Shell pattern over module paths; others are left alone",
+        json_schema_extra={MARK: NAMES},
     )
     strengths: Annotated[
         tuple[Rule, ...],

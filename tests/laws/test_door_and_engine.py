@@ -186,7 +186,7 @@ def test_every_count_and_every_name_of_modules_is_marked(method: type[RepairMeth
     marked = {name: one[MARK] for name, one in properties.items() if MARK in one}
     expected = {name: COUNT for name in properties if name.endswith("count")}
     if method.name == "scale":
-        expected["strengths"] = NAMES
+        expected |= {"strengths": NAMES, "modules": NAMES}
     assert marked == expected
 
 
@@ -198,6 +198,8 @@ def test_every_count_and_every_name_of_modules_is_marked(method: type[RepairMeth
         ("s3lora", {"count": 99}, False),
         ("s3lora", {}, True),
         ("scale", {"strengths": {"*": 0.5}}, True),
+        ("scale", {"modules": "*.q_proj"}, True),
+        ("scale", {"modules": "*.no_proj"}, False),
         ("scale", {"strengths": {"*.no_proj": 0.5}}, False),
         ("scale", {"strengths": [["*", 0.5], ["nothing", 0.1]]}, False),
         ("compose", {"steps": [{"method": "spectral"}, {"method": "s3lora", "parameters": {"count": 99}}]}, False),

@@ -27,7 +27,7 @@ from repair.checks.errors import ArmUnsupported
 from repair.treatment import Replacements
 from tests.checks.acting import SECRET, UPLOAD, Character, policy_of
 from tests.tiny import adapter, adapter_tensors, write_adapter_files
-from tests.worker.house import whole_folder
+from tests.worker.house import upload_folder, whole_folder
 from worker import tasks
 from worker.heartbeat import Heartbeat
 from worker.pipeline import Tools
@@ -411,6 +411,22 @@ def test_a_wish_that_cannot_be_met_fails_for_good(house: House, poisoned: str) -
     assert (job.state, job.attempts) == (JobState.FAILED, 1)
     assert job.error is not None
     assert job.error["code"] == "policy-invalid"
+
+
+def test_an_adapter_trained_on_a_quantised_base_is_repaired(house: House, tmp_path: Path) -> None:
+    """Measured and mended on the original; what is released goes on naming the base that it named."""
+    folder = upload_folder(tmp_path / "qlora")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    named = {**config, "base_model_name_or_path": "unsloth/tiny-bnb-4bit"}
+    (folder / "adapter_config.json").write_text(json.dumps(named))
+
+    job = house.run(house.order(house.add_adapter(folder)))
+
+    assert (job.state, job.verdict, job.error) == (JobState.SUCCEEDED, Verdict.RELEASED_REPAIRED, None)
+    with house.database.read() as tx:
+        files = {file["name"]: file["sha256"] for file in adapters.artifact(tx, str(job.artifact_digest)).files}
+    released = json.loads(house.tools.blobs.read(f"sha256:{files['adapter_config.json']}"))
+    assert released["base_model_name_or_path"] == "unsloth/tiny-bnb-4bit"
 
 
 @pytest.mark.parametrize(

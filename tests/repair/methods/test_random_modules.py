@@ -4,7 +4,6 @@ import hashlib
 import itertools
 from collections import Counter
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -16,7 +15,7 @@ from repair.errors import BadParameters
 from repair.lora import LoraAdapter
 from repair.method import Decision
 from repair.methods.random_modules import DEFAULT_COUNT, RandomModules
-from repair.run import LayerVerdict, Repaired, repair_adapter
+from repair.run import Repaired, repair_adapter
 from tests import tiny
 from tests.repair import dense
 
@@ -108,13 +107,12 @@ def test_energies_are_those_of_the_dense_updates() -> None:
 
     repaired = run(adapter, count=3, seed=2)
 
-    def told(verdict: LayerVerdict) -> tuple[Any, ...]:
-        return verdict.energy_before, verdict.energy_after, verdict.shrink
-
     for verdict in repaired.verdicts:
         lost = verdict.name in gone(repaired)
-        whole = pytest.approx(energies[verdict.name], rel=1e-6)
-        assert told(verdict) == ((whole, 0.0, 0.0) if lost else (whole, whole, 1.0))
+        whole = energies[verdict.name]
+        assert verdict.energy_before == pytest.approx(whole, rel=1e-6)
+        assert verdict.energy_after == pytest.approx(0.0 if lost else whole, rel=1e-6, abs=0)
+        assert verdict.shrink == (0.0 if lost else 1.0)
         assert (verdict.score, verdict.null) == (None, None)
         assert lost or verdict.reason.startswith("not drawn")
     kept = sum(energy for name, energy in energies.items() if name not in gone(repaired))
