@@ -26,7 +26,7 @@ def read_once(folder: Path, layers: tuple[LoraLayer, ...], *, ahead: bool = Fals
     """Every row of both checkpoints through the reader that a repair uses, in tiles of the same size; bytes read.
 
     The reader hands out views of a mapped file, so each tile is copied to where a repair would widen it. One thread
-    reads, however many there are. ``ahead``: the system is told beforehand what comes next, as a repair tells it.
+    reads, however many there are. ``ahead``: what comes next is fetched meanwhile, as a repair does it.
     """
     context = opened(folder)
     known = {layer.name: layer for layer in layers}
@@ -36,7 +36,7 @@ def read_once(folder: Path, layers: tuple[LoraLayer, ...], *, ahead: bool = Fals
 
 
 def _read(reference: LayerReference) -> int:
-    reference.begun()
+    reference.wait()
     total = 0
     for weight in (reference.aligned, reference.base):
         assert weight is not None
