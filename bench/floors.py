@@ -59,8 +59,11 @@ def forget(folder: Path) -> None:
 
 def gemm_rate(size: int = 1024) -> float:
     """Multiply-adds of float32 matrices, in FLOP per CPU second of one thread, best of five."""
-    x = torch.randn(size, size)
-    return 2 * size**3 / _least(lambda: product(x, x), 5)
+    x, threads = torch.randn(size, size), torch.get_num_threads()
+    torch.set_num_threads(1)
+    least = _least(lambda: product(x, x), 5)
+    torch.set_num_threads(threads)
+    return 2 * size**3 / least
 
 
 def flops(sizes: Sizes, columns: int) -> int:
