@@ -26,7 +26,7 @@ def read_once(folder: Path, layers: tuple[LoraLayer, ...], *, ahead: bool = Fals
     """Every row of both checkpoints through the reader that a repair uses, in tiles of the same size; bytes read.
 
     The reader hands out views of a mapped file, so each tile is copied to where a repair would widen it. One thread
-    reads, however many there are. ``ahead``: the system is told beforehand what comes next, as a repair tells it.
+    reads, however many there are. ``ahead``: what comes next is fetched meanwhile, as a repair does it.
     """
     context = opened(folder)
     known = {layer.name: layer for layer in layers}
@@ -36,7 +36,7 @@ def read_once(folder: Path, layers: tuple[LoraLayer, ...], *, ahead: bool = Fals
 
 
 def _read(reference: LayerReference) -> int:
-    reference.begun()
+    reference.wait()
     total = 0
     for weight in (reference.aligned, reference.base):
         assert weight is not None
@@ -59,8 +59,11 @@ def forget(folder: Path) -> None:
 
 def gemm_rate(size: int = 1024) -> float:
     """Multiply-adds of float32 matrices, in FLOP per CPU second of one thread, best of five."""
-    x = torch.randn(size, size)
-    return 2 * size**3 / _least(lambda: product(x, x), 5)
+    x, threads = torch.randn(size, size), torch.get_num_threads()
+    torch.set_num_threads(1)
+    least = _least(lambda: product(x, x), 5)
+    torch.set_num_threads(threads)
+    return 2 * size**3 / least
 
 
 def flops(sizes: Sizes, columns: int) -> int:

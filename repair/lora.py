@@ -223,12 +223,12 @@ class Weight(Protocol):
     def rows(self, start: int, stop: int) -> Tensor:
         """Rows ``start`` to ``stop`` in the format of the file."""
 
-    def expect(self) -> int:
-        """Ask the system to fetch all rows; how many bytes that is, 0 where it cannot be asked."""
+    def fetch(self) -> None:
+        """Have all rows in the system's memory, where that can be had."""
 
 
 def nothing() -> None:
-    """For who need not be told."""
+    """Nobody has to be waited for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,7 +256,7 @@ class LayerReference:
             result's bits: what is found here only saves the work of finding it again.
         basis: What is known in advance about ``aligned - base``; then there are no weights to read.
         note: What the verdict must say about where the numbers come from.
-        begun: Called when the weights are about to be read.
+        wait: Called before the weights are read; returns when they may be.
     """
 
     name: str
@@ -269,7 +269,7 @@ class LayerReference:
     remembered: dict[str, Any] = field(default_factory=dict)
     basis: LayerBasis | None = None
     note: str = ""
-    begun: Callable[[], object] = nothing
+    wait: Callable[[], object] = nothing
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -286,15 +286,17 @@ class LayerReference:
         out_features, in_features = self.shape
         return min(out_features, self.tile_rows or max(1, TILE_NUMBERS // in_features))
 
-    def expect(self) -> int:
-        """Ask the system to fetch the weights; how many bytes that is, 0 where it cannot be asked."""
-        return sum(weight.expect() for weight in (self.aligned, self.base) if weight is not None)
+    def fetch(self) -> None:
+        """Have the weights in the system's memory, where that can be had."""
+        for weight in (self.aligned, self.base):
+            if weight is not None:
+                weight.fetch()
 
     def aligned_tiles(self) -> Iterator[Tile]:
         """The aligned weight, a few rows at a time."""
         if self.aligned is None:
             raise ShapeMismatch("no aligned weight was given", field=self.name)
-        self.begun()
+        self.wait()
         for start, stop in _steps(self.aligned.shape[0], self.rows_at_once):
             rows = self.aligned.rows(start, stop).to(self.device)
             yield Tile(start=start, stop=stop, values=rows.to(_wide(rows.dtype)))
@@ -323,7 +325,7 @@ class LayerReference:
 
     def alignment_dtype(self) -> torch.dtype:
         """Wide enough for both weights, float32 at least."""
-        self.begun()
+        self.wait()
         after, before = self._both()
         return torch.promote_types(_wide(after.rows(0, 1).dtype), before.rows(0, 1).dtype)
 

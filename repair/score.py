@@ -96,7 +96,9 @@ def _together(layers: Mapping[str, LoraLayer], reference: LayerReference) -> Ite
             yield ModuleScore(name=layer.name, adapter=adapter, reason=reason)
             continue
         one = factors[adapter]
-        seen = compare(projected[adapter], one.b, row_gram(one.a))
+        # Widened here and let go: nobody asks for these Grams again, and thousands of them would scatter the heap.
+        edited, b, a = (x.double() for x in (projected[adapter], one.b, one.a))
+        seen = compare(edited, b, row_gram(a))
         if seen.energy == 0:
             yield ModuleScore(name=layer.name, adapter=adapter, reason=ZERO)
             continue

@@ -31,9 +31,9 @@ class StoredWeight:
         tensor: Tensor = part[wanted] if self.expert is None else part[(self.expert, *wanted)]
         return tensor.T if self.transposed else tensor
 
-    def expect(self) -> int:
-        """Ask the system to fetch all rows; how many bytes that is, 0 where it cannot be asked."""
-        return self.file.expect(self.key, self.expert or 0, self.experts)
+    def fetch(self) -> None:
+        """Have all rows in the system's memory, where that can be had."""
+        self.file.fetch(self.key, self.expert or 0, self.experts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +57,7 @@ class StackedWeight:
             first += part.shape[0]
         return found[0] if len(found) == 1 else torch.cat(found)
 
-    def expect(self) -> int:
-        """Ask the system to fetch all rows; how many bytes that is, 0 where it cannot be asked."""
-        return sum(part.expect() for part in self.parts)
+    def fetch(self) -> None:
+        """Have all rows in the system's memory, where that can be had."""
+        for part in self.parts:
+            part.fetch()

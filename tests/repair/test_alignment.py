@@ -132,8 +132,8 @@ class _Unread:
     def rows(self, start: int, stop: int) -> torch.Tensor:
         return self.weight[start:stop]
 
-    def expect(self) -> int:
-        return 0
+    def fetch(self) -> None:
+        pass
 
 
 def test_candidates_for_one_adapter_read_the_weights_once(

@@ -1,6 +1,7 @@
 """Grams against the definition, on their first and every later request; what is remembered goes with its factors."""
 
 import gc
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -13,6 +14,10 @@ from tests import tiny
 
 def factor(seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(31, 4, generator=tiny.generator(seed)).to(dtype)
+
+
+def in_place(x: Tensor) -> list[Callable[[], Tensor]]:
+    return [lambda: x.mul_(2), lambda: x[3:5].fill_(0), lambda: x.detach().add_(1)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -53,3 +58,18 @@ def test_another_factor_never_gets_what_is_not_its_own() -> None:
         places.add(id(x))
         torch.testing.assert_close(gram(x, x), x.double().T @ x.double())
     assert len(places) < 50
+
+
+def test_a_factor_that_was_changed_is_asked_again() -> None:
+    """By itself, through a view of it, or where torch keeps no count of changes."""
+    x = factor(0)
+    for change in in_place(x):
+        assert gram(x, x) is gram(x, x)
+        change()
+        torch.testing.assert_close(gram(x, x), x.double().T @ x.double())
+        torch.testing.assert_close(row_gram(x), x.double() @ x.double().T)
+    with torch.inference_mode():
+        y = factor(1).clone()
+        gram(y, y)
+        y.mul_(2)
+        torch.testing.assert_close(gram(y, y), y.double().T @ y.double())
