@@ -80,7 +80,7 @@ def measure_modules(
         slopes = gradients(chat.model, ears, losses, progress)
     owners = listeners[Topic.BENIGN].owners
     heard = {str(topic): set(one.owners) for topic, one in listeners.items()} | {"gradient's": set(slopes)}
-    whole = set.intersection(*heard.values())
+    whole = set.intersection(*heard.values()) - set(ears.experts.strange)
     modules = {name: _measured(name, owners, tensors[name], slopes[name]) for name in ears.names if name in whole}
     norms = column_norms({name: ears.weights[name] for name in modules})
     heads = getattr(chat.model.config.get_text_config(), "num_attention_heads", None)
@@ -106,10 +106,13 @@ def _left_out(ears: Ears, heard: Mapping[str, set[str]]) -> dict[str, MeasuredMo
     found = {}
     for name in ears.experts.names:
         missing = next((kind for kind, names in heard.items() if name not in names), None)
-        if missing is not None:
-            few = f"no {missing} prompt of the calibration was routed to this expert"
-            unseen = "the model class works with this expert in a way that cannot be listened to"
-            why = ears.experts.strange.get(name, few if name in ears.experts.seen else unseen)
+        if name in ears.experts.strange:
+            why = ears.experts.strange[name]
+        elif name not in ears.experts.seen:
+            why = "the model class works with this expert in a way that cannot be listened to"
+        else:
+            why = f"no {missing} prompt of the calibration was routed to this expert" if missing else ""
+        if why:
             found[name] = MeasuredModule(shape=(0, 0), tensors={}, numbers={}, left_out=why)
     return found
 

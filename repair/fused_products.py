@@ -70,6 +70,7 @@ class _Called:
     hidden: Tensor
     index: Tensor | None
     entered: set[int] = field(default_factory=set)
+    odd: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -216,7 +217,8 @@ def _product(seen: _Seen, expert: int, call: _Called) -> Product | None:
         known = hidden
     else:
         return None
-    if len(tokens) != len(read) or (first and not torch.equal(known[tokens], read)):
+    if call.odd or len(tokens) != len(read) or (first and not torch.equal(known[tokens], read)):
+        call.odd = True  # nor is anything else that it does in this pass what it seems
         return None
     return Product(
         name=seen.home.names[expert],
