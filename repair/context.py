@@ -105,6 +105,7 @@ class RepairContext:
             base=base,
             unusable=unusable,
             calibration=None if self.calibration is None else self.calibration.for_layer(layer),
+            uncalibrated="there is no calibration" if self.calibration is None else self.calibration.why_not(layer),
             device=self.device,
             tile_rows=self.tile_rows or (None if self.device.type == "cpu" else ACCELERATOR_TILE_ROWS),
             remembered={} if self.aligned is None else self.aligned.memory(layer, self.base),

@@ -10,6 +10,7 @@ from typing import Any
 from repair.context import RepairContext
 from repair.dora import remeasured
 from repair.errors import MissingReference, NotRepresentable, UnsupportedAdapter
+from repair.gaps import WHY, closed
 from repair.interaction import Addition, interaction
 from repair.linalg import delta_energy
 from repair.lora import LoraAdapter, LoraLayer, concatenate
@@ -89,11 +90,16 @@ def repair_adapter(adapter: LoraAdapter, method: RepairMethod, context: RepairCo
     for stage in stages[1:]:
         result, then, more = _apply(result, stage, context)
         verdicts, notes = _joined(verdicts, then), notes + more
+    notes += _growth(without_head(whole), result)
+    if result is not whole:
+        gaps = closed(adapter, result, context.aligned)
+        result, notes = gaps.adapter, notes + gaps.notes
+        verdicts = tuple(sorted([*verdicts, *map(_empty, gaps.zeros)], key=lambda verdict: verdict.name))
     return Repaired(
         adapter=result,
         verdicts=verdicts,
         changed=result is not whole or taken is not adapter,
-        notes=(*whole.notes, *notes, *_growth(without_head(whole), result)),
+        notes=(*whole.notes, *notes),
     )
 
 
@@ -304,6 +310,19 @@ def _added(layer: LoraLayer, added: LoraLayer) -> LayerVerdict:
         energy_after=_finite_energy(layer),
         reason="only the patch adapts this module",
         addition=interaction(None, added),
+    )
+
+
+def _empty(name: str) -> LayerVerdict:
+    return LayerVerdict(
+        name=name,
+        decision=Decision.ADDED,
+        score=None,
+        null=None,
+        shrink=None,
+        energy_before=0.0,
+        energy_after=0.0,
+        reason=WHY,
     )
 
 

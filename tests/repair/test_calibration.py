@@ -259,7 +259,7 @@ def damaged(folder: Path) -> str:
 
 def another_version(folder: Path) -> str:
     header = folder / "calibration.json"
-    header.write_text(header.read_text().replace('"version": 1', '"version": 2'))
+    header.write_text(header.read_text().replace('"version": 2', '"version": 1'))
     return tiny.MODEL_DIGEST
 
 
@@ -273,8 +273,8 @@ def no_header(folder: Path) -> str:
     [
         (another_model, "another aligned model"),
         (damaged, "not what the header says"),
-        (another_version, "version 1"),
-        (no_header, "version 1"),
+        (another_version, "version 2"),
+        (no_header, "version 2"),
     ],
 )
 def test_is_refused_by_name(tmp_path: Path, spoil: Callable[[Path], str], says: str) -> None:
