@@ -27,9 +27,19 @@ REFUSE: Final = "refuse"
 REMEDIES: Final[Mapping[str, str]] = {
     "base": "register the pair under another name, `lora-repair reference add NAME --aligned DIR --base DIR`",
     "patch": "give it one, `lora-repair reference add {reference} --aligned DIR [--base DIR] --patch DIR`",
+    "twin": "give it one, `lora-repair reference add {reference} --aligned DIR [--base DIR] --twin DIR`",
     "calibration": "have it measured once, `lora-repair reference prepare {reference}`",
 }
 """What an operator does about a part that a reference is without."""
+
+
+class Otherwise(BaseModel):
+    """Needs in the place of the method's own, where a parameter is not at its default."""
+
+    model_config = ConfigDict(frozen=True)
+
+    parameter: str
+    needs: list[str]
 
 
 class Method(BaseModel):
@@ -41,7 +51,10 @@ class Method(BaseModel):
     version: int | str
     summary: str = ""
     paper: str | None = Field(default=None, description="Where the method is defined")
-    needs: list[str] = Field(default=[], description="What the method needs: aligned, base, patch, calibration, chat")
+    needs: list[str] = Field(
+        default=[], description="What the method needs: aligned, base, patch, twin, calibration, chat"
+    )
+    otherwise: list[Otherwise] = Field(default=[], description="Parameters that ask for something else")
     cost: str = Field(
         default="",
         description="Of a 7B adapter: seconds, checkpoints (reads two models once) or training (minutes)",
@@ -52,6 +65,15 @@ class Method(BaseModel):
         description="JSON Schema of the parameters, with what they may not be together under `allOf`. `x-modules` "
         "marks a count of the adapter's modules, or names of them; `x-ordered: [a, b]` wants a < b",
     )
+
+    def needs_with(self, given: Mapping[str, Any]) -> list[str]:
+        """What it needs with these parameters."""
+        known = self.parameters.get("properties", {})
+        others = (one for one in self.otherwise if one.parameter in given)
+        return next(
+            (one.needs for one in others if given[one.parameter] != known.get(one.parameter, {}).get("default")),
+            self.needs,
+        )
 
 
 class Policy(BaseModel):
@@ -214,9 +236,10 @@ class Catalogue(BaseModel):
 
         ``given`` holds a digest, or None, for each part.
         """
-        asked = [] if method is None else [method, *(str(step["method"]) for step, _ in _steps(method, parameters))]
-        for name in asked:
-            missing = [need for need in self.method(name).needs if need in given and given[need] is None]
+        asked = [] if method is None else [(method, parameters)]
+        asked += [(str(one["method"]), one.get("parameters", {})) for step in asked for one, _ in _steps(*step)]
+        for name, chosen in asked:
+            missing = [need for need in self.method(name).needs_with(chosen) if need in given and given[need] is None]
             if missing:
                 how = "; ".join(REMEDIES[part].format(reference=reference) for part in missing if part in REMEDIES)
                 detail = f"{name} needs {' and '.join(missing)}, which this reference is without: {how}"

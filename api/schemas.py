@@ -222,6 +222,7 @@ class ReferenceOut(Out):
     patch_digest: str | None = Field(description="Of a refusal LoRA for the aligned model; the method `patch` adds it")
     calibration_digest: str | None = Field(description="Of the pack that methods with the need `calibration` read")
     basis_digest: str | None = Field(description="Of the pack that is read instead of both models")
+    twin_digest: str | None = Field(description="Of a LoRA that obeys harmful requests, which methods can subtract")
     modules: int
     created_at: datetime
 

@@ -41,5 +41,14 @@ def require_measurable(admission: Admission, *, settles: bool = False) -> None:
         raise _no(_INSTEAD[extra.kind], file=WEIGHTS_FILE, field=extra.key)
 
 
+def require_plain(admission: Admission) -> None:
+    """Raise Refused unless the adapter is a sum ``W + scale * B @ A`` and nothing else: only that can be subtracted."""
+    config = admission.config
+    for said, field in ((config.use_dora, "use_dora"), (config.lora_bias, "lora_bias")):
+        if said:
+            raise _no("only a plain LoRA can be subtracted", file=CONFIG_FILE, field=field)
+    require_measurable(admission)
+
+
 def _no(detail: str, *, file: str, field: str) -> Refused:
     return Refused(Rule.UNSUPPORTED_LAYOUT, detail, file=file, field=field)

@@ -110,6 +110,7 @@ class JobFacts:
     patch: Resource | None = None
     calibration: Resource | None = None
     basis: Resource | None = None
+    twin: Resource | None = None
     settled: Resource | None = None
     packs: Sequence[Resource] = ()
     materials: Sequence[Resource] = ()

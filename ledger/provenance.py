@@ -113,7 +113,7 @@ def _slsa(facts: JobFacts) -> dict[str, Any]:
     }
     if facts.base is not None:
         external["baseModel"] = _uri(facts.base)
-    tools = {"patch": facts.patch, "calibration": facts.calibration, "basis": facts.basis}
+    tools = {"patch": facts.patch, "calibration": facts.calibration, "basis": facts.basis, "twin": facts.twin}
     external |= {name: _uri(tool) for name, tool in tools.items() if tool is not None}
     known = [one for one in (facts.base, *tools.values()) if one is not None]
     inputs = [facts.adapter, facts.aligned, *known, facts.policy, *facts.packs, *facts.materials]

@@ -204,6 +204,7 @@ def _place(wish: argparse.Namespace) -> "Place":
         base=wish.base,
         calibration=wish.calibration,
         patch=wish.patch,
+        twin=wish.twin,
         basis=wish.basis,
         **basis,
         device=device_of(wish.device),

@@ -26,7 +26,7 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
 def _void(wish: argparse.Namespace) -> Iterator[tuple[str, str]]:
     """Flags that were given and would change nothing, each with what makes it so."""
     if wish.command == "check":
-        given = {"--base": wish.base, "--calibration": wish.calibration, "--patch": wish.patch}
+        given = {"--base": wish.base, "--calibration": wish.calibration, "--patch": wish.patch, "--twin": wish.twin}
         yield from _given(given, "check: it measures the aligned model and the adapter")
         yield from elsewhere.void(wish)
     if wish.command == "repair":
@@ -156,7 +156,7 @@ def _calibrate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--directions", type=int, help="directions kept of each moment and gradient")
     parser.add_argument("--seed", type=int, help="of the order of prompts")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N")
-    parser.set_defaults(base=None, calibration=None, patch=None, basis=None, basis_tolerance=None)
+    parser.set_defaults(base=None, calibration=None, patch=None, twin=None, basis=None, basis_tolerance=None)
 
 
 def _pair(parser: argparse.ArgumentParser) -> None:
@@ -170,7 +170,7 @@ def _both(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--aligned", type=Path, required=True, help="folder of the model that adapters are served on")
     parser.add_argument("--base", type=Path, required=True, help="folder of the same model before alignment")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N")
-    parser.set_defaults(calibration=None, patch=None, basis=None, basis_tolerance=None)
+    parser.set_defaults(calibration=None, patch=None, twin=None, basis=None, basis_tolerance=None)
 
 
 def _add(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
@@ -184,5 +184,6 @@ def _models(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base", type=Path, help="folder of the same model before alignment")
     parser.add_argument("--calibration", type=Path, help="calibration of the aligned model, or a folder of them")
     parser.add_argument("--patch", type=Path, help="folder of a refusal LoRA made for the aligned model")
+    parser.add_argument("--twin", type=Path, help="folder of a LoRA for the aligned model that obeys harmful requests")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N")
     parser.add_argument("--samples", type=Path, help="JSON lines with prompt and answer: what the adapter is for")

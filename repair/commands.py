@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gate.admission import admit
+from gate.measurable import require_plain
 from gate.names import README_FILE
 from repair.adapter_file import copy_adapter, read_adapter, write_adapter
 from repair.basis import TOLERANCE, BasisPack
@@ -69,6 +70,7 @@ class Place:
     base: Path | None = None
     calibration: Path | None = None
     patch: Path | None = None
+    twin: Path | None = None
     basis: Path | None = None
     basis_tolerance: float = TOLERANCE
     device: torch.device
@@ -183,6 +185,7 @@ def _context(method: RepairMethod, place: Place, inputs: dict[str, Any], how: Wr
         base=None if place.base is None else Checkpoint.open(place.base),
         calibration=calibration_of(place, inputs),
         patch=patch_of(place, inputs),
+        twin=twin_of(place, inputs),
         basis=basis_of(place, method, inputs),
         chat=chat_of(place) if Need.CHAT in method.demands else None,
         device=place.device,
@@ -222,6 +225,15 @@ def patch_of(place: Place, inputs: dict[str, Any]) -> LoraAdapter | None:
         return None
     inputs["patch"] = adapter_digests(place.patch)
     return admitted(place.patch)
+
+
+def twin_of(place: Place, inputs: dict[str, Any]) -> LoraAdapter | None:
+    """The harmful twin that was named; it joins ``inputs``. Raises Refused for anything but a plain LoRA."""
+    if place.twin is None:
+        return None
+    inputs["twin"] = adapter_digests(place.twin)
+    require_plain(admit(place.twin))
+    return read_adapter(place.twin)
 
 
 def basis_of(place: Place, method: RepairMethod, inputs: dict[str, Any]) -> BasisPack | None:

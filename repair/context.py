@@ -33,6 +33,7 @@ class RepairContext:
         aligned: The model the adapter is served on.
         base: The same model before alignment.
         patch: A refusal LoRA made for the aligned model; `patch` uses it when no folder is named.
+        twin: A LoRA for the aligned model that obeys harmful requests; methods of the safety vector can subtract it.
         calibration: What the aligned model does on harmful and benign prompts, measured once.
         basis: What alignment changed in the linears of this pair; methods that need no more of the models read it
             instead of them.
@@ -48,6 +49,7 @@ class RepairContext:
     aligned: Checkpoint | None = None
     base: Checkpoint | None = None
     patch: LoraAdapter | None = None
+    twin: LoraAdapter | None = None
     calibration: Calibration | None = None
     basis: BasisPack | None = None
     chat: Any = None

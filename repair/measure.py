@@ -41,6 +41,7 @@ from repair.commands import (
     keep_readme,
     must_be_free,
     patch_of,
+    twin_of,
 )
 from repair.context import RepairContext
 from repair.diagnostics.account import diagnose
@@ -82,6 +83,7 @@ def repair_by_policy(
         base=None if place.base is None else Checkpoint.open(place.base),
         chat=chat_of(place),
         patch=patch_of(place, inputs),
+        twin=twin_of(place, inputs),
         calibration=calibration_of(place, inputs),
         basis=any_basis_of(place, inputs),
         digest=inputs["aligned"]["digest"],

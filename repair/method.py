@@ -36,6 +36,8 @@ class Need(StrEnum):
     """The weights of its unaligned base."""
     PATCH = "patch"
     """A refusal LoRA trained for the aligned model."""
+    TWIN = "twin"
+    """A LoRA for the aligned model that obeys harmful requests."""
     CALIBRATION = "calibration"
     """What the aligned model does on harmful and benign prompts, measured once (`python -m repair calibrate`)."""
     CHAT = "chat"
@@ -131,6 +133,14 @@ class Laws:
     trial: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Otherwise:
+    """Other needs than the declared ones, where one parameter is not at its default."""
+
+    parameter: str
+    needs: frozenset[Need]
+
+
 class Impossible(ValueError):
     """Parameters that cannot be given together."""
 
@@ -155,6 +165,7 @@ class RepairMethod(BaseModel, ABC):
     needs: ClassVar[frozenset[Need]]
     cost: ClassVar[Cost]
     laws: ClassVar[Laws]
+    otherwise: ClassVar[tuple[Otherwise, ...]] = ()
     rules: ClassVar[tuple[Rule, ...]] = ()
     """What its parameters may not be together; part of the schema that the catalogue carries."""
 
@@ -168,8 +179,10 @@ class RepairMethod(BaseModel, ABC):
 
     @property
     def demands(self) -> frozenset[Need]:
-        """What these parameters need: the declared needs, unless a parameter stands in for one of them."""
-        return self.needs
+        """What these parameters need: the declared needs, unless a parameter asks for other ones."""
+        fields = type(self).model_fields
+        others = (one.needs for one in self.otherwise if getattr(self, one.parameter) != fields[one.parameter].default)
+        return next(others, self.needs)
 
     @property
     def basis_need(self) -> BasisNeed | None:
@@ -228,7 +241,9 @@ class RepairMethod(BaseModel, ABC):
         """What the service offers about this method, as JSON."""
         whole = _schema_of(cls)
         offered = {key: value for key, value in whole.get("properties", {}).items() if not value.get("local")}
+        others = [{"parameter": one.parameter, "needs": sorted(one.needs)} for one in cls.otherwise]
         return {
+            **({"otherwise": others} if others else {}),
             "name": cls.name,
             "version": cls.version,
             "summary": (cls.__doc__ or "").strip().split("\n", 1)[0],

@@ -161,6 +161,7 @@ def _demand(method: RepairMethod, context: RepairContext) -> None:
         Need.BASE: context.base,
         Need.CALIBRATION: context.calibration,
         Need.CHAT: context.chat,
+        Need.TWIN: context.twin,
     }
     if context.basis is not None and method.basis_need is not None:
         del given[Need.ALIGNED], given[Need.BASE]  # the modules that it does not know ask for them by name

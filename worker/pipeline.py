@@ -203,6 +203,7 @@ def decide(wish: Wish, reference: OpenReference, beat: Heartbeat) -> planner.Pla
             patch=reference.patch,
             calibration=reference.calibration,
             basis=reference.basis,
+            twin=reference.twin,
             digest=reference.aligned_digest,
         ),
         policy=wish.policy,

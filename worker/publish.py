@@ -139,6 +139,7 @@ def report_of(account: Account, source: Path) -> dict[str, Any]:
             "patch": reference.patch_digest,
             "calibration": reference.calibration_digest,
             "basis": reference.basis_digest,
+            **({} if reference.twin_digest is None else {"twin": reference.twin_digest}),
         },
         "environment": conditions(account),
         "limits": limits_of(account.plan),
@@ -202,6 +203,7 @@ def facts_of(account: Account, files: Mapping[str, str]) -> JobFacts:
         aligned=Resource(name="aligned", digest=reference.aligned_digest, files=reference.files["aligned"]),
         base=part_of(reference, "base", reference.base_digest),
         patch=part_of(reference, "patch", reference.patch_digest),
+        twin=part_of(reference, "twin", reference.twin_digest),
         calibration=pack_of("calibration", reference.calibration_digest),
         basis=pack_of("basis", reference.basis_digest),
         policy=Resource(name=f"policy/{plan.policy.name}", digest=plan.policy.digest),
@@ -223,7 +225,7 @@ def facts_of(account: Account, files: Mapping[str, str]) -> JobFacts:
 
 
 def part_of(reference: Reference, part: str, digest: str | None) -> Resource | None:
-    """The base or the patch of a reference, where it has one."""
+    """The base, the patch or the twin of a reference, where it has one."""
     return Resource(name=part, digest=digest, files=reference.files[part]) if digest else None
 
 

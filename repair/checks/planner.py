@@ -69,6 +69,7 @@ class Reference:
         patch: A refusal LoRA made for it, where there is one.
         calibration: What it does on harmful and benign prompts, where that was measured.
         basis: What alignment changed in the pair, where that was kept; methods read it instead of both models.
+        twin: A LoRA for it that obeys harmful requests, which methods can subtract.
         digest: Of the aligned checkpoint; keys what is remembered about it.
     """
 
@@ -78,6 +79,7 @@ class Reference:
     patch: LoraAdapter | None = None
     calibration: Calibration | None = None
     basis: BasisPack | None = None
+    twin: LoraAdapter | None = None
     digest: str = ""
 
 
@@ -357,6 +359,7 @@ class _Run:
             patch=self.reference.patch,
             calibration=self.reference.calibration,
             basis=self.reference.basis,
+            twin=self.reference.twin,
             # Methods that train or listen need the model itself, and say so where it is not to be had.
             chat=self.reference.chat if self.reference.chat.capabilities().has(Capability.MODULES) else None,
             device=self.device,

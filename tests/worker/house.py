@@ -56,10 +56,10 @@ class House:
         return self.tools.settings
 
     def add_reference(
-        self, aligned: Path, base: Path | None = None, *, name: str = REFERENCE, patch: Path | None = None
+        self, aligned: Path, base: Path | None = None, *, name: str = REFERENCE, **tools: Path | None
     ) -> None:
-        """Register a pair of folders, with a patch where one is given."""
-        new = references.describe(name, aligned=aligned, base=base, patch=patch)
+        """Register a pair of folders, with a patch or a twin where one is given."""
+        new = references.describe(name, aligned=aligned, base=base, **tools)
         with self.database.begin() as tx:
             references.add(tx, new, actor="system:test")
 

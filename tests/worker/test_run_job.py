@@ -216,6 +216,26 @@ def test_a_method_that_was_asked_for_is_the_only_one_tried(house: House, poisone
     assert job.verdict is Verdict.RELEASED_REPAIRED
 
 
+def test_the_twin_of_the_reference_is_what_is_subtracted(house: House, poisoned: str, tmp_path: Path) -> None:
+    """A part of the upload: without it the rest is weak enough. Report and provenance name the twin's bytes."""
+    harm = UPLOAD.scaled(0.15)
+    twin = write_adapter_files(tmp_path / "twin", adapter_tensors(harm), harm.config)
+    with house.database.read() as tx:
+        row = references.get(tx, "tiny")
+    house.add_reference(Path(row.aligned_path), Path(str(row.base_path)), twin=twin)
+
+    subtracted = {"source": "twin", "strength": 1.0}
+    job = house.run(house.order(poisoned, policy="quick", method="resta", parameters=subtracted))
+
+    assert job.verdict is Verdict.RELEASED_REPAIRED
+    report, digest = report_of(house, job.report_digest), root_digest(file_digests(twin))
+    assert report["reference"]["twin"] == digest
+    assert report["parameters"]["source"] == "twin"
+    built = provenance_of(house, str(job.artifact_digest))
+    assert built["externalParameters"]["twin"] == digest
+    assert {"twin", "twin/adapter_model.safetensors"} <= {one["name"] for one in built["resolvedDependencies"]}
+
+
 def test_the_patch_of_the_reference_is_what_the_method_adds(house: House, poisoned: str, tmp_path: Path) -> None:
     """A part of the upload against it: the sum is weak enough. The report and the provenance name the patch's bytes."""
     against = replace(UPLOAD, layers=tuple(replace(one, b=-0.15 * one.b) for one in UPLOAD.layers))
