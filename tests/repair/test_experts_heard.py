@@ -256,7 +256,8 @@ def frozen(world: World, names: dict[str, tuple[int, int]], share: float) -> dic
 
 def freed(layer: LoraLayer) -> Tensor:
     """Rows of B that are zero, else columns of A."""
-    rows, columns = ~layer.b.any(1), ~layer.a.any(0)
+    rows: Tensor = ~layer.b.any(1)
+    columns: Tensor = ~layer.a.any(0)
     assert bool(rows.any()) != bool(columns.any())
     return rows if bool(rows.any()) else columns
 
