@@ -6,9 +6,9 @@ expect words that it does not know.
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from ledger.audit_chain import ChainReport
 from ledger.batches import BatchProgress
@@ -28,6 +28,23 @@ from ledger.tables import (
 from ledger.transitions import REQUEUEABLE
 
 Links = dict[str, str]
+
+# What a worker tells while it works; every field may be missing, and others may come. Also in the event `progress`.
+_PROGRESS = {
+    "type": "object",
+    "additionalProperties": True,
+    "properties": {
+        "stage": {"type": "string", "description": "What the worker does, in words"},
+        "detail": {"type": "string", "description": "The latest line of it, in words"},
+        "done": {"type": "integer", "description": "Of `total`, within this step"},
+        "total": {"type": "integer"},
+        "phase": {"type": "string", "description": "What is measured: aligned, upload, choosing or certifying"},
+        "alive": {"type": "integer", "description": "Candidates in the race"},
+        "best": {"type": "number", "description": "Share of the task kept by the best that has passed so far"},
+        "seconds_left": {"type": "integer", "description": "Of choosing, at most"},
+    },
+}
+Progress = Annotated[dict[str, Any], WithJsonSchema(_PROGRESS)]
 
 
 class Out(BaseModel):
@@ -93,7 +110,7 @@ class JobOut(Out):
     priority: int
     attempts: int
     max_attempts: int
-    progress: dict[str, Any]
+    progress: Progress
     error: dict[str, Any] | None
     checks: dict[str, list[dict[str, Any]]] | None = None
     report_digest: str | None
@@ -205,6 +222,7 @@ class ReferenceOut(Out):
     patch_digest: str | None = Field(description="Of a refusal LoRA for the aligned model; the method `patch` adds it")
     calibration_digest: str | None = Field(description="Of the pack that methods with the need `calibration` read")
     basis_digest: str | None = Field(description="Of the pack that is read instead of both models")
+    twin_digest: str | None = Field(description="Of a LoRA that obeys harmful requests, which methods can subtract")
     modules: int
     created_at: datetime
 

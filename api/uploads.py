@@ -121,7 +121,7 @@ def admit_upload(service: Service, received: Received, folder: Path) -> Admitted
     if given:
         samples.normalise(given.path)
     admission = admit(adapter, shapes=shapes)
-    require_measurable(admission)
+    require_measurable(admission, settles=service.offered.settles)
     return Admitted(
         folder=adapter,
         admission=admission,

@@ -1,7 +1,7 @@
 """`lora-repair reference prepare`: measure the models of a reference once, and let every job use what was found.
 
 The tensor work is `python -m repair calibrate` and `basis`, in processes of their own: their progress is the
-operator's to see, their JSON is ours to read.
+operator's to see (on standard error, with a terminal or without), their JSON is ours to read.
 """
 
 from __future__ import annotations
@@ -67,6 +67,7 @@ def _made(settings: Settings, row: Reference, kind: str) -> Pack:
         models["base"] = (row.base_path, row.base_digest)
     words = [word for model, (path, _) in models.items() for word in (f"--{model}", path)]
     store = settings.packs_dir / kind
+    print(f"{row.name}: the {kind} pack", file=sys.stderr, flush=True)
     done = subprocess.run(
         [sys.executable, "-m", "repair", command, *words, "--out", str(store), "--device", settings.device, "--json"],
         check=False,

@@ -261,28 +261,38 @@ def reference_add(
     aligned: Annotated[Path, typer.Option(help="Folder of the aligned chat model.")],
     base: Annotated[Path | None, typer.Option(help="Folder of its unaligned base.")] = None,
     patch: Annotated[Path | None, typer.Option(help="Folder of a refusal LoRA trained for the aligned model.")] = None,
+    twin: Annotated[
+        Path | None, typer.Option(help="Folder of a LoRA for the aligned model that obeys harmful requests.")
+    ] = None,
     data_dir: DataDir = None,
     database_url: DatabaseUrl = None,
     as_json: Json = False,
 ) -> None:
-    """Register a pair of models under a name, or give it a patch later; the files are hashed once."""
+    """Register a pair of models under a name, or give it a patch or a twin later; the files are hashed once."""
     from cli.settings import load
 
     settings = load(data_dir, database_url=database_url)
-    show(add_reference(settings, name, aligned=aligned, base=base, patch=patch), as_json=as_json)
+    show(add_reference(settings, name, aligned=aligned, base=base, patch=patch, twin=twin), as_json=as_json)
 
 
 def add_reference(
-    settings: Settings, name: str, *, aligned: Path, base: Path | None, patch: Path | None = None
+    settings: Settings,
+    name: str,
+    *,
+    aligned: Path,
+    base: Path | None,
+    patch: Path | None = None,
+    twin: Path | None = None,
 ) -> dict[str, Any]:
     """Write the reference into the ledger at hand."""
     from ledger import references
     from ledger.db import Database
 
-    new = references.describe(name, aligned=aligned, base=base, patch=patch)
+    new = references.describe(name, aligned=aligned, base=base, patch=patch, twin=twin)
     with Database(settings.database) as database, database.begin() as tx:
         row = references.add(tx, new, actor="system:cli")
-        return {"name": row.name, "aligned": row.aligned_digest, "base": row.base_digest, "patch": row.patch_digest}
+        parts = ("aligned", "base", "patch", "twin")
+        return {"name": row.name, **{part: getattr(row, f"{part}_digest") for part in parts}}
 
 
 def parse_settings(pairs: list[str]) -> dict[str, Any]:
@@ -300,12 +310,26 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
 
 
 def describe_progress(job: dict[str, Any]) -> str:
-    """One line for a person: state, stage, how far."""
+    """One line for a person: state, stage, how far; the planner's fields where the service tells them."""
     progress = job.get("progress") or {}
-    parts = [str(job["state"]), *(str(progress[key]) for key in ("stage", "detail") if progress.get(key))]
+    race = describe_race(progress)
+    told = [progress.get("stage"), race or progress.get("detail")]
+    parts = [str(job["state"]), *(str(part) for part in told if part)]
     if progress.get("total"):
         parts.append(f"{progress.get('done', 0)}/{progress['total']}")
     return " · ".join(parts)
+
+
+def describe_race(progress: dict[str, Any]) -> str:
+    """Candidates alive, the best so far and the time left, from their fields; empty where no race is on."""
+    if progress.get("phase") != "choosing" or not isinstance(progress.get("alive"), int):
+        return ""
+    parts = ["choosing", f"{progress['alive']} in the race"]
+    if isinstance(progress.get("best"), int | float):
+        parts.append(f"best keeps {100 * progress['best']:.0f} %")
+    if isinstance(progress.get("seconds_left"), int | float):
+        parts.append(f"at most {progress['seconds_left']:.0f} s left")
+    return ", ".join(parts)
 
 
 def exit_code(job: dict[str, Any], report: dict[str, Any]) -> Exit:

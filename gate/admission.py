@@ -106,6 +106,7 @@ class Admission:
             "revision": config.revision,
             "rank": config.r,
             "alpha": config.alpha,
+            "fan_in_fan_out": config.fan_in_fan_out,
             "ranks": {"min": min(ranks), "max": max(ranks)},
             "dtypes": sorted({module.dtype for module in self.modules} | {extra.dtype for extra in self.extras}),
             "kinds": sorted({module.kind.value for module in self.modules}),

@@ -94,6 +94,8 @@ class Rule(StrEnum):
     """The base model has no module of this name."""
     NOT_TARGETED = "not-targeted"
     """The config does not target this module: some engines would apply it, others would drop it."""
+    QUANTISED = "quantised"
+    """A model with weights of a few bits, where the original is needed."""
     NAN_WEIGHT = "nan-weight"
     """The tensor contains NaN."""
     INF_WEIGHT = "inf-weight"

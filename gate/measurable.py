@@ -2,7 +2,8 @@
 
 An adapter is measured by putting `scale * B @ A` on the modules of a loaded model. What replaces a whole tensor of that
 model, or means something else than this sum, cannot be put there faithfully, and what was not measured is never
-released. Reading such an adapter (`lora-repair inspect`) is no harm, so `admit` lets it in.
+released. Reading such an adapter (`lora-repair inspect`) is no harm, so `admit` lets it in. Whole tensors are another
+matter where a policy says what becomes of them: then they are settled before anything is measured.
 """
 
 from collections.abc import Mapping
@@ -24,8 +25,11 @@ _INSTEAD: Mapping[ExtraKind, str] = MappingProxyType(
 )
 
 
-def require_measurable(admission: Admission) -> None:
-    """Raise Refused, with what to do instead, for the first thing that no measurement could take into account."""
+def require_measurable(admission: Admission, *, settles: bool = False) -> None:
+    """Raise Refused, with what to do instead, for the first thing that no measurement could take into account.
+
+    ``settles`` says that a policy drops whole tensors, or puts others in their place, before it measures.
+    """
     config = admission.config
     if config.use_dora and config.lora_bias:
         detail = "DoRA together with lora_bias has no one meaning: train with one of the two"
@@ -33,8 +37,17 @@ def require_measurable(admission: Admission) -> None:
     for module in admission.modules:
         if config.use_dora and module.kind is ModuleKind.EMBEDDING:
             raise _no("DoRA on an embedding: adapt it without use_dora", file=WEIGHTS_FILE, field=module.name)
-    for extra in admission.extras:
+    for extra in () if settles else admission.extras:
         raise _no(_INSTEAD[extra.kind], file=WEIGHTS_FILE, field=extra.key)
+
+
+def require_plain(admission: Admission) -> None:
+    """Raise Refused unless the adapter is a sum ``W + scale * B @ A`` and nothing else: only that can be subtracted."""
+    config = admission.config
+    for said, field in ((config.use_dora, "use_dora"), (config.lora_bias, "lora_bias")):
+        if said:
+            raise _no("only a plain LoRA can be subtracted", file=CONFIG_FILE, field=field)
+    require_measurable(admission)
 
 
 def _no(detail: str, *, file: str, field: str) -> Refused:

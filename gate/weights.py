@@ -10,9 +10,10 @@ from enum import StrEnum
 
 from gate.config import AdapterConfig
 from gate.errors import Refused, Rule
+from gate.fit import experts_fit, matrix_fits
 from gate.header import Header, TensorEntry
 from gate.names import WEIGHTS_FILE as FILE
-from gate.parameters import Site, homes, parameters_at, site_of, spellings, stored_apart
+from gate.parameters import Site, parameters_at, site_of
 from gate.records import PREFIX, ModuleKind, ModuleRecord, Shapes, Weights, module_of, refusal
 from gate.replacements import Replacements
 from gate.scan import FORMATS
@@ -43,7 +44,6 @@ _FORMS = (
     _Form(ending=".lora_embedding_B", part=Part.B, kind=ModuleKind.EMBEDDING),
     _Form(ending=".lora_magnitude_vector", part=Part.MAGNITUDE, kind=None),
 )
-_EMBEDDINGS = frozenset({"embed_tokens", "wte", "embed_in"})
 
 
 def read_weights(header: Header, config: AdapterConfig, shapes: Shapes | None = None) -> Weights:
@@ -187,42 +187,12 @@ class _Judge:
             raise refusal(Rule.NOT_TARGETED, key, "the config does not target this module")
 
     def _fits(self, record: ModuleRecord, key_a: str, key_b: str) -> None:
-        if self.shapes is None:
-            return
-        stored = next((self.shapes[name] for name in spellings(record.name) if name in self.shapes), None)
-        if stored is None and record.name.rpartition(".")[2] in OUTPUT_LAYERS:  # a head that is tied to the embedding
-            words = [shape for name, shape in self.shapes.items() if name.rpartition(".")[2] in _EMBEDDINGS]
-            stored = words[0] if len(words) == 1 else None
-        if stored is None:
-            raise refusal(Rule.UNKNOWN_MODULE, key_a, f"the base model has no weight of {record.name!r}")
-        transposed = record.kind == ModuleKind.EMBEDDING or self.config.fan_in_fan_out
-        if len(stored) != 2:  # noqa: PLR2004 - a matrix
-            raise refusal(Rule.SHAPE_MISMATCH, key_a, f"one matrix, the base has {list(stored)}")
-        out_features, in_features = reversed(stored) if transposed else stored
-        if record.in_features != in_features:
-            raise refusal(Rule.SHAPE_MISMATCH, key_a, f"{record.in_features} inputs, the base has {in_features}")
-        if record.out_features != out_features:
-            raise refusal(Rule.SHAPE_MISMATCH, key_b, f"{record.out_features} outputs, the base has {out_features}")
+        if self.shapes is not None:
+            matrix_fits(record, self.shapes, turned=self.config.fan_in_fan_out, keys=(key_a, key_b))
 
     def _experts_fit(self, record: ModuleRecord, experts: int, key: str) -> None:
-        """Against a parameter with three dimensions, or against the experts that the checkpoint stores one by one."""
-        if self.shapes is None:
-            return
-        wanted = (record.out_features, record.in_features)
-        stored = next((self.shapes[home] for home in homes(record.name) if home in self.shapes), None)
-        if stored is not None:
-            if stored not in {(experts, *wanted), (experts, *reversed(wanted))}:
-                raise refusal(Rule.SHAPE_MISMATCH, key, f"{experts} of {list(wanted)}, the base has {list(stored)}")
-            return
-        for expert in range(experts):
-            parts = stored_apart(record.name, expert, self.shapes.__contains__)
-            if parts is None:
-                raise refusal(Rule.UNKNOWN_MODULE, key, f"the base model has no expert {expert} of {record.name!r}")
-            rows, columns = sum(self.shapes[part][0] for part in parts), self.shapes[parts[0]][1]
-            if (rows, columns) != wanted:
-                raise refusal(
-                    Rule.SHAPE_MISMATCH, key, f"{list(wanted)}, expert {expert} of the base has {[rows, columns]}"
-                )
+        if self.shapes is not None:
+            experts_fit(record, experts, self.shapes, key=key)
 
 
 def _check_tensor(key: str, entry: TensorEntry) -> None:

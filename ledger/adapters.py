@@ -13,10 +13,10 @@ from ledger.clock import utc_now
 from ledger.errors import NotFound
 from ledger.ids import new_id
 from ledger.paging import Page, page
-from ledger.tables import Adapter, Artifact, Reference, Statement
+from ledger.tables import Adapter, Artifact, Job, Reference, Statement
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from datetime import datetime
 
     from sqlalchemy import Select
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ledger.columns import Json
 
 LONGEST_NAME = 200
+_ROWS_AT_A_TIME = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +164,13 @@ def filtered(wanted: AdapterFilter) -> Select[Adapter]:
     if wanted.until is not None:
         query = query.where(Adapter.created_at < wanted.until)
     return query
+
+
+def of_batch(tx: Session, batch_id: str) -> Iterator[Adapter]:
+    """The adapter of each job of a batch, in the order of ids; a part of them at a time."""
+    chosen = select(Job.adapter_id).where(Job.batch_id == batch_id)
+    query = select(Adapter).where(Adapter.id.in_(chosen)).order_by(Adapter.id)
+    return iter(tx.scalars(query.execution_options(yield_per=_ROWS_AT_A_TIME)))
 
 
 def artifact(tx: Session, digest: str) -> Artifact:

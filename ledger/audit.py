@@ -49,6 +49,8 @@ class Action(StrEnum):
     REFERENCE_MOVED = "reference.moved"
     # It got a refusal patch, or another one.
     REFERENCE_PATCHED = "reference.patched"
+    # It got a harmful twin, or another one.
+    REFERENCE_TWINNED = "reference.twinned"
     # It got a pack of what was measured about its models, or another one.
     REFERENCE_PREPARED = "reference.prepared"
     BATCH_OPENED = "batch.opened"

@@ -86,11 +86,14 @@ class JobFacts:
         calibration, basis: What is known about the models in advance, where the reference has it.
         materials: What the steps learned from besides the models.
         steps: What was done; empty when the adapter was released as it was.
+        settled: The adapter that was measured as the input, where whole tensors of the upload were settled before.
         environment: What the platform chose; the names stand in docs/buildtypes/adapter-repair-v1.md.
         versions: Name -> version of the service and the libraries that compute.
         files: The files of the artifact, name -> digest, without `model.sig` and `attestations.jsonl`.
         byproducts: What else the job kept, such as the table of rows behind the numbers.
         utility, effect: Numbers for the own predicate, as they are.
+        choice: Which candidates there were, how far each came, and which of them no other one beats.
+        cost: Forward tokens by what they were for.
     """
 
     job_id: str
@@ -107,6 +110,8 @@ class JobFacts:
     patch: Resource | None = None
     calibration: Resource | None = None
     basis: Resource | None = None
+    twin: Resource | None = None
+    settled: Resource | None = None
     packs: Sequence[Resource] = ()
     materials: Sequence[Resource] = ()
     wish: Mapping[str, Any] = field(default_factory=dict)
@@ -118,6 +123,8 @@ class JobFacts:
     byproducts: Sequence[Resource] = ()
     utility: Mapping[str, Any] = field(default_factory=dict)
     effect: Mapping[str, Any] = field(default_factory=dict)
+    choice: Mapping[str, Any] = field(default_factory=dict)
+    cost: Mapping[str, Any] = field(default_factory=dict)
     builder_id: str = BUILDER_ID
 
     @property

@@ -66,14 +66,15 @@ class Statement:
 def statements_for(facts: JobFacts) -> tuple[Statement, ...]:
     """The statements of one artifact; the last one names all others, so that none can be taken away.
 
-    The checks *before* speak of the input, whose digest is their subject. All others speak of the artifact.
+    The checks *before* speak of the input, whose digest is their subject: the upload, or what was left of it when whole
+    tensors had been settled. All others speak of the artifact.
     """
     _check_times(facts)
     subjects = (
         descriptor(SUBJECT_NAME, facts.root),
         *(descriptor(n, facts.files[n]) for n in sorted(facts.files)),
     )
-    adapter = tuple(facts.adapter.described())
+    adapter = tuple((facts.settled or facts.adapter).described())
     before = Statement(predicate_type=TEST_RESULT, subjects=adapter, predicate=_test_result(facts, facts.before))
     after = Statement(predicate_type=TEST_RESULT, subjects=subjects, predicate=_test_result(facts, facts.after))
     named = (
@@ -112,7 +113,7 @@ def _slsa(facts: JobFacts) -> dict[str, Any]:
     }
     if facts.base is not None:
         external["baseModel"] = _uri(facts.base)
-    tools = {"patch": facts.patch, "calibration": facts.calibration, "basis": facts.basis}
+    tools = {"patch": facts.patch, "calibration": facts.calibration, "basis": facts.basis, "twin": facts.twin}
     external |= {name: _uri(tool) for name, tool in tools.items() if tool is not None}
     known = [one for one in (facts.base, *tools.values()) if one is not None]
     inputs = [facts.adapter, facts.aligned, *known, facts.policy, *facts.packs, *facts.materials]
@@ -202,6 +203,7 @@ def _adapter_repair(
     """The own predicate: what SLSA has no slot for, numbers as JSON."""
     return {
         "input": {"digest": {"sha256": bare_hex(facts.adapter.digest)}},
+        **({} if facts.settled is None else {"settled": {"digest": {"sha256": bare_hex(facts.settled.digest)}}}),
         "output": {"digest": {"sha256": bare_hex(facts.root)}},
         "verdict": facts.verdict,
         "steps": [
@@ -210,6 +212,8 @@ def _adapter_repair(
         ],
         "effect": dict(facts.effect),
         "utility": dict(facts.utility),
+        "choice": dict(facts.choice),
+        "cost": dict(facts.cost),
         "checks": {"before": before.digest, "after": after.digest},
         "measurements": {"before": _measurements(facts.before), "after": _measurements(facts.after)},
         "statements": [statement.digest for statement in named],

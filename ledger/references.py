@@ -1,7 +1,8 @@
 """References: named pairs of models that adapters are measured against. A name never changes its meaning.
 
-A reference may carry a *patch*, a refusal LoRA for its aligned model that the method `patch` adds to an adapter. It is
-a tool: what a verdict means does not depend on it, so it may be given later or replaced. So are its packs
+A reference may carry a *patch*, a refusal LoRA for its aligned model that the method `patch` adds to an adapter, and a
+*twin*, a LoRA for the same model that obeys harmful requests, which methods of the safety vector subtract. They are
+tools: what a verdict means does not depend on them, so they may be given later or replaced. So are its packs
 (`packs.py`).
 """
 
@@ -9,13 +10,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import select
 
 from gate.admission import admit
 from gate.digest import root_digest
-from gate.model import file_digests, model_shapes
+from gate.measurable import require_plain
+from gate.model import file_digests, model_shapes, require_unrounded
 from ledger import audit
 from ledger.audit import Action, Event
 from ledger.clock import utc_now
@@ -34,6 +36,10 @@ if TYPE_CHECKING:
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
 
 
+# What a reference may be given later, and the event of that.
+TOOLS: Final = {"patch": Action.REFERENCE_PATCHED, "twin": Action.REFERENCE_TWINNED}
+
+
 @dataclass(frozen=True, kw_only=True)
 class NewReference:
     """A pair of checkpoints on disk, with what was read from them."""
@@ -45,16 +51,18 @@ class NewReference:
     base_digest: str | None = None
     patch_path: str | None = None
     patch_digest: str | None = None
-    # {"aligned": {file: digest}, "base": {file: digest}, "patch": {file: digest}}
+    twin_path: str | None = None
+    twin_digest: str | None = None
+    # {"aligned": {file: digest}, "base": {file: digest}, "patch": {file: digest}, "twin": {file: digest}}
     files: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     # {module: (out_features, in_features)}
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def add(tx: Session, new: NewReference, *, actor: str, now: datetime | None = None) -> Reference:
-    """Add a reference. The same pair again is no error: it may have moved to another folder, or bring a patch.
+    """Add a reference. The same pair again is no error: it may have moved, or bring a patch or a twin.
 
-    Without a patch the one that is known stays.
+    Without a patch or a twin the one that is known stays.
 
     Raises:
         Conflict: the name stands for other models already; verdicts given under it must keep their meaning.
@@ -64,7 +72,7 @@ def add(tx: Session, new: NewReference, *, actor: str, now: datetime | None = No
     if known is not None:
         if (known.aligned_digest, known.base_digest) != (new.aligned_digest, new.base_digest):
             raise Conflict("reference", new.name, "stands for other models; choose another name")
-        if events := [*_moved(known, new, actor), *_patched(known, new, actor)]:
+        if events := [*_moved(known, new, actor), *_equipped(known, new, actor)]:
             tx.flush()
             audit.append(tx, *events, now=now)
         return known
@@ -79,10 +87,14 @@ def add(tx: Session, new: NewReference, *, actor: str, now: datetime | None = No
         created_at=now,
         patch_path=new.patch_path,
         patch_digest=new.patch_digest,
+        twin_path=new.twin_path,
+        twin_digest=new.twin_digest,
     )
     tx.add(reference)
     tx.flush()
     others = {"base_digest": new.base_digest, "patch_digest": new.patch_digest}
+    if new.twin_digest is not None:
+        others["twin_digest"] = new.twin_digest
     audit.append(tx, _event(reference, Action.REFERENCE_ADDED, actor, digest=new.aligned_digest, **others), now=now)
     return reference
 
@@ -90,8 +102,10 @@ def add(tx: Session, new: NewReference, *, actor: str, now: datetime | None = No
 def _moved(known: Reference, new: NewReference, actor: str) -> list[Event]:
     """Take over other folders of the same models. Which parts moved is logged; paths are an operator's own words."""
     paths = {"aligned": (known.aligned_path, new.aligned_path), "base": (known.base_path, new.base_path)}
-    if new.patch_digest is not None and new.patch_digest == known.patch_digest:
-        paths["patch"] = (known.patch_path, new.patch_path)
+    for tool in TOOLS:
+        digest = getattr(new, f"{tool}_digest")
+        if digest is not None and digest == getattr(known, f"{tool}_digest"):
+            paths[tool] = (getattr(known, f"{tool}_path"), getattr(new, f"{tool}_path"))
     moved = [part for part, (before, after) in paths.items() if before != after]
     if not moved:
         return []
@@ -100,14 +114,18 @@ def _moved(known: Reference, new: NewReference, actor: str) -> list[Event]:
     return [_event(known, Action.REFERENCE_MOVED, actor, digest=known.aligned_digest, moved=moved)]
 
 
-def _patched(known: Reference, new: NewReference, actor: str) -> list[Event]:
-    """Take over another patch, if one is given."""
-    if new.patch_digest in {None, known.patch_digest}:
-        return []
-    before = known.patch_digest
-    known.patch_path, known.patch_digest = new.patch_path, new.patch_digest
-    known.files = {**known.files, "patch": dict(new.files["patch"])}
-    return [_event(known, Action.REFERENCE_PATCHED, actor, digest=known.patch_digest, before=before)]
+def _equipped(known: Reference, new: NewReference, actor: str) -> list[Event]:
+    """Take over another patch or twin, where one is given."""
+    events = []
+    for tool, action in TOOLS.items():
+        digest, before = getattr(new, f"{tool}_digest"), getattr(known, f"{tool}_digest")
+        if digest in {None, before}:
+            continue
+        setattr(known, f"{tool}_path", getattr(new, f"{tool}_path"))
+        setattr(known, f"{tool}_digest", digest)
+        known.files = {**known.files, tool: dict(new.files[tool])}
+        events.append(_event(known, action, actor, digest=digest, before=before))
+    return events
 
 
 def _event(reference: Reference, action: Action, actor: str, *, digest: str | None, **detail: object) -> Event:
@@ -129,20 +147,27 @@ def get(tx: Session, name: str) -> Reference:
     return reference
 
 
-def describe(name: str, *, aligned: Path, base: Path | None = None, patch: Path | None = None) -> NewReference:
+def describe(
+    name: str, *, aligned: Path, base: Path | None = None, patch: Path | None = None, twin: Path | None = None
+) -> NewReference:
     """Read a pair of checkpoints for `add`: every file is hashed, so do it before the transaction begins.
 
     Raises:
         UnfitName: the name cannot be a queue and a path of the API.
-        Refused: a folder holds no checkpoint that the gate can read, or a patch that is no adapter of this model.
+        Refused: a folder holds no checkpoint that the gate can read, or a quantised one, or a patch that is no adapter
+            of this model, or a twin that is not a plain one.
     """
     if _NAME.fullmatch(name) is None:
         raise UnfitName("reference", name)
-    given = {"aligned": aligned, "base": base, "patch": patch}
+    given = {"aligned": aligned, "base": base, "patch": patch, "twin": twin}
     folders = {part: folder.absolute() for part, folder in given.items() if folder is not None}
+    for part in folders.keys() - {"patch", "twin"}:
+        require_unrounded(folders[part])
     shapes = model_shapes(folders["aligned"])
     if patch is not None:
         admit(folders["patch"], shapes=shapes)
+    if twin is not None:
+        require_plain(admit(folders["twin"], shapes=shapes))
     files = {part: file_digests(folder) for part, folder in folders.items()}
     return NewReference(
         name=name,
@@ -152,6 +177,8 @@ def describe(name: str, *, aligned: Path, base: Path | None = None, patch: Path 
         base_digest=root_digest(files["base"]) if base else None,
         patch_path=str(folders["patch"]) if patch else None,
         patch_digest=root_digest(files["patch"]) if patch else None,
+        twin_path=str(folders["twin"]) if twin else None,
+        twin_digest=root_digest(files["twin"]) if twin else None,
         files=files,
         shapes=shapes,
     )
@@ -173,6 +200,7 @@ def optional_parts(reference: Reference) -> dict[str, str | None]:
         "base": reference.base_digest,
         "patch": reference.patch_digest,
         "calibration": reference.calibration_digest,
+        "twin": reference.twin_digest,
     }
 
 

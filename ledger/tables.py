@@ -71,7 +71,7 @@ class Token(Base):
 
 
 class Reference(Base):
-    """A named pair of models: the aligned one and, where known, its unaligned base; with a patch where there is one."""
+    """A named pair of models: the aligned one and, where known, its unaligned base; with a patch or a harmful twin."""
 
     __tablename__ = "reference"
 
@@ -80,7 +80,7 @@ class Reference(Base):
     base_path: Mapped[str | None] = mapped_column(Text)
     aligned_digest: Mapped[str] = mapped_column(Digest)
     base_digest: Mapped[str | None] = mapped_column(Digest)
-    # {"aligned": {file: digest}, "base": {file: digest}, "patch": {file: digest}}
+    # {"aligned": {file: digest}, "base": {file: digest}, "patch": {file: digest}, "twin": {file: digest}}
     files: Mapped[Json]
     # {module: [out_features, in_features]}
     shapes: Mapped[Json]
@@ -93,6 +93,9 @@ class Reference(Base):
     calibration_digest: Mapped[str | None] = mapped_column(Digest)
     basis_path: Mapped[str | None] = mapped_column(Text)
     basis_digest: Mapped[str | None] = mapped_column(Digest)
+    # A LoRA for the aligned model that obeys harmful requests, to be subtracted: a tool like the patch.
+    twin_path: Mapped[str | None] = mapped_column(Text)
+    twin_digest: Mapped[str | None] = mapped_column(Digest)
 
 
 class Adapter(Base):

@@ -296,6 +296,16 @@ class Module(_Part):
     addition: dict[str, Any] | None = None
 
 
+class WeightsOnly(_Part):
+    """What a candidate's weights alone tell; decides nothing. `docs/diagnostics.md` explains the numbers."""
+
+    rho: float | None = Field(default=None, description="mean over modules: agreement with what alignment changed")
+    rho_null: float | None = Field(default=None, description="the same for an update without preference")
+    rho_modules: int
+    damage: float | None = Field(default=None, description="predicted rise of the refusal loss, nats per token")
+    not_measured: list[str] = Field(description="why a number is not there, and which command gives it")
+
+
 class Candidate(_Part):
     """One repair that was considered, how far it came and why it was not released."""
 
@@ -303,8 +313,13 @@ class Candidate(_Part):
     version: int
     parameters: dict[str, Any]
     lost: str
+    stage: str = Field(
+        default="",
+        description="the last one it reached: passed over, building, weights, proxy, utility, race or certify",
+    )
     energy_kept: float | None = None
     damage: float | None = None
+    weights: WeightsOnly | None = None
     proxy: dict[str, float | None] | None = None
     select: Arm | None = None
     modules: list[Module]
@@ -327,12 +342,20 @@ class Paired(_Part):
 
 
 class Cost(_Part):
-    """Positions put through the model."""
+    """Forward tokens: positions put through the model, by what they were for. The budget limits `choosing` alone."""
 
-    full_check: int
-    choosing: int
-    building: int
-    certifying: int
+    full_check: int = Field(description="the aligned model's own check on the certify half: the unit of the budget")
+    aligned_certify: int | None = Field(
+        default=None, description="aligned model, certify half: measured once for a reference and a policy"
+    )
+    aligned_select: int | None = Field(default=None, description="the same on the select half")
+    aligned_robustness: int | None = Field(default=None, description="the same in the robustness stage")
+    upload: int | None = Field(default=None, description="the upload on the certify half")
+    choosing: int = Field(description="comparing candidates on the select half")
+    choosing_limit: int | None = Field(default=None, description="what the policy's budget let choosing take")
+    building: int = Field(description="making candidates, where that takes the model; backward passes not counted")
+    certifying: int = Field(description="looks at the certify half")
+    in_all: int | None = Field(default=None, description="the sum of all parts, what was remembered included")
     choosing_in_full_checks: float | None = None
 
 
@@ -371,6 +394,23 @@ class Ledger(_Part):
     spent: float
 
 
+class WholeTensor(_Part):
+    """A tensor of the upload that takes the place of one of the model's own, and what became of it."""
+
+    key: str
+    kind: str
+    shape: list[int]
+    became: str
+
+
+class Replaced(_Part):
+    """What was done with whole tensors of the upload before anything was measured: `input` is of what was left."""
+
+    how: str = Field(description="drop, revert, or interpolate=SHARE of the upload")
+    digest: str = Field(description="root digest of the adapter that was measured as the input")
+    tensors: list[WholeTensor]
+
+
 class Report(_Part):
     """One job. A refused upload has `adapter` and `refusal`; every other one has what was measured."""
 
@@ -394,6 +434,10 @@ class Report(_Part):
     cost: Cost | None = None
     samples_shared: bool | None = None
     alpha: Ledger | None = Field(default=None, description="docs/statistics.md")
+    replacements: Replaced | None = Field(default=None, description="where the upload brought whole tensors")
+    overridden: dict[str, str] | None = Field(
+        default=None, description="of the command line: what the policy says where something else was asked for"
+    )
     limits: list[str] = Field(default_factory=list)
     diagnostics: dict[str, Any] | None = Field(default=None, description="docs/diagnostics.md; decides nothing")
     serving: dict[str, Any] | None = Field(default=None, description="docs/adapters.md")

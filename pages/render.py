@@ -24,7 +24,7 @@ from pages.words import shown
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-PAGE_VERSION: Final = 1
+PAGE_VERSION: Final = 2
 """Counts what changes the bytes of a page; part of its entity tag."""
 
 

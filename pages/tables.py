@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from pages.words import RATES, between, meaning_of, percent
 
@@ -75,6 +75,32 @@ def _against_aligned(check: CheckResult, who: str) -> Pair | None:
         f"{100 * excess.margin:.1f}"
         + (f" (p = {excess.p:.2g}, wanted at most {excess.p_at_most:.2g})." if excess.p and excess.p_at_most else "."),
     )
+
+
+COSTS: Final = (
+    ("aligned_certify", "The aligned model, certify half", "once for a model and a policy, then remembered"),
+    ("aligned_select", "The aligned model, select half", "once for a model and a policy, then remembered"),
+    ("aligned_robustness", "The aligned model, other framings", "once for a model and a policy, then remembered"),
+    ("upload", "The adapter as uploaded", "once"),
+    ("building", "Making repairs that are trained", "not by the budget: once for each such repair"),
+    ("choosing", "Choosing among the repairs", "by the policy's budget"),
+    ("certifying", "Certifying", "by the number of looks that the policy allows"),
+)
+"""Parts of the cost in the order in which they arise, and what limits each."""
+
+
+def costs(report: Report) -> list[dict[str, str]]:
+    """What each part took, in tokens and in full checks; parts that an older report did not count are left out."""
+    cost = report.cost
+    known = [] if cost is None else [(title, getattr(cost, name), limit) for name, title, limit in COSTS]
+    rows = [(title, taken, limit) for title, taken, limit in known if taken is not None]
+    if cost is not None and cost.in_all is not None:
+        rows.append(("In all", cost.in_all, ""))
+    unit = 0 if cost is None else cost.full_check
+    return [
+        {"title": title, "tokens": str(taken), "checks": f"{taken / unit:.2f}" if unit else "-", "limit": limit}
+        for title, taken, limit in rows
+    ]
 
 
 def categories(arms: Sequence[Column]) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from pages import charts, words
-from pages.tables import categories, pairs
+from pages.tables import categories, costs, pairs
 from pages.words import RATES, between, label_of, meaning_of, name_of, percent, sentence_of
 
 if TYPE_CHECKING:
@@ -43,6 +43,16 @@ BANNERS: Final = {
 }
 
 
+SETTLED: Final = (
+    "Released, without its whole tensors",
+    (
+        "The adapter as uploaded puts whole tensors in the place of the model's own, which the policy does not let "
+        "through as they are. After that was settled it met every rule of the policy; nothing else was changed. Only "
+        "the repaired files may be used."
+    ),
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Column:
     """One arm of the tables."""
@@ -58,7 +68,9 @@ def columns(report: Report) -> list[Column]:
     released = report.verdict == "released_repaired"
     found = [
         ("Aligned model", "aligned", ALIGNED, report.aligned),
-        ("As uploaded", "input", UPLOAD, report.input),
+        ("As uploaded", "input", UPLOAD, report.input)
+        if report.replacements is None
+        else ("Settled upload", "input", "the adapter after its whole tensors were settled", report.input),
         (
             "Repaired" if released else "Last repair looked at",
             "repaired",
@@ -71,7 +83,7 @@ def columns(report: Report) -> list[Column]:
 
 def view(report: Report) -> dict[str, Any]:
     """Everything the template asks for."""
-    title, meaning = BANNERS[report.verdict]
+    title, meaning = banner(report)
     arms = columns(report)
     deciding = report.deciding
     winner = _winner(report)
@@ -89,6 +101,7 @@ def view(report: Report) -> dict[str, Any]:
         "guess": _guess(deciding),
         "pairs": pairs(report),
         "categories": categories(arms),
+        "costs": costs(report),
         "strips": charts.strips(report.modules),
         "decisions": Counter(module.decision for module in report.modules).most_common(),
         "norms": _norms(report),
@@ -101,6 +114,12 @@ def view(report: Report) -> dict[str, Any]:
         "robustness": None if deciding is None else deciding.robustness,
         "words": words,
     }
+
+
+def banner(report: Report) -> tuple[str, str]:
+    """The verdict in a few words, and what it means."""
+    settled_only = report.verdict == "released_repaired" and report.replacements is not None and not report.candidates
+    return SETTLED if settled_only else BANNERS[report.verdict]
 
 
 def rule(report: Report) -> str:
@@ -278,11 +297,26 @@ def _tried(place: int, one: Candidate, report: Report, winner: int | None) -> di
         "label": label_of(one.method, one.parameters),
         **cells,
         "utility": utility,
-        "energy": percent(one.energy_kept),
+        "told": _told(one),
         "winner": place == winner,
         "best": place in report.pareto,
         "why": "released" if place == winner else one.lost,
     }
+
+
+def _told(one: Candidate) -> str:
+    """How far it came, and what its weights alone told."""
+    proxy = None if one.proxy is None else one.proxy.get("way")
+    parts = [
+        words.STAGES.get(one.stage, one.stage),
+        "" if one.energy_kept is None else f"energy kept {percent(one.energy_kept)}",
+        ""
+        if one.weights is None or one.weights.rho is None
+        else f"rho {words.number(one.weights.rho)} (by chance {words.number(one.weights.rho_null)})",
+        "" if one.damage is None else f"predicted damage {words.number(one.damage)} nats",
+        "" if proxy is None else f"first words {percent(proxy)} of the way to the aligned model's",
+    ]
+    return "; ".join(part for part in parts if part)
 
 
 def _cut_off(arm: Arm) -> tuple[int, int, int]:

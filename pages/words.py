@@ -99,6 +99,18 @@ DECISIONS: Final[Mapping[str, str]] = {
 }
 
 
+STAGES: Final[Mapping[str, str]] = {
+    "passed over": "never made",
+    "building": "could not be made",
+    "weights": "only its weights were looked at",
+    "proxy": "one look at its first words",
+    "utility": "measured on the owner's task",
+    "race": "asked requests of the select half",
+    "certify": "asked the certify half",
+}
+"""How far a repair came."""
+
+
 def meaning_of(name: str) -> Meaning:
     """Of a check; one that is not known here goes by its own name."""
     return RATES.get(name) or OTHERS.get(name) or Meaning(title=name.replace("_", " "))

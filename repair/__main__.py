@@ -1,27 +1,28 @@
 """`python -m repair`: the engine on local files, without any service. `lora-repair repair|inspect|check` ends here.
 
-Exit codes: 0 ok, 1 error (one JSON problem on standard error), 2 the policy said no, 3 inconclusive: nothing is
-released, and what was measured shows neither that the policy is met nor that it is not.
+Exit codes: 0 ok, 1 error (one JSON problem, the last line of standard error: above it stands progress), 2 the policy
+said no, 3 inconclusive: nothing is released, and what was measured shows neither that the policy is met nor that it is
+not.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from repair import elsewhere
-from repair.judge_parser import add_judge
-from repair.pack_parser import add_packs
+from repair.arguments import read_arguments
+from repair.telling import Teller
 
 if TYPE_CHECKING:
     from repair.commands import Answer, Place, Writing
+    from repair.treatment import Replacements
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; whatever we know how to name becomes a problem, not a traceback."""
-    wish = _read(arguments)
+    wish = read_arguments(arguments)
     from gate.errors import Refused
     from repair.errors import RepairError
 
@@ -42,43 +43,6 @@ def main(arguments: list[str] | None = None) -> int:
 
         wish.html.write_text(render(answer.document), encoding="utf-8")
     return int(answer.code)
-
-
-def _read(arguments: list[str] | None) -> argparse.Namespace:
-    """The arguments; a flag that another one would make void is a usage error, never ignored in silence."""
-    parser = _parser()
-    wish = parser.parse_args(arguments)
-    for first, second in _void(wish):
-        parser.error(f"{first} has no meaning with {second}")
-    return wish
-
-
-def _void(wish: argparse.Namespace) -> Iterator[tuple[str, str]]:
-    """Flags that were given and would change nothing, each with what makes it so."""
-    if wish.command == "repair" and wish.policy is not None:
-        given = {"--set": wish.settings, "--balanced": wish.balanced, "--drop-replacements": wish.drop_replacements}
-        given |= {"--replacements": wish.replacements, "--rank-limit": wish.rank_limit}
-        yield from ((flag, "--policy: a policy brings its own parameters") for flag, value in given.items() if value)
-    if wish.command == "repair" and wish.policy is not None and wish.diagnostics is not None:
-        yield "--diagnostics", "--policy: a policy loads the model anyway"
-    if wish.command == "repair" and wish.policy is None and wish.prompts_home is not None:
-        yield "--prompts", "--method: a plain method measures nothing"
-    if wish.command == "repair" and wish.policy is None and wish.html is not None:
-        yield "--html", "--method: a plain method comes to no verdict"
-    if wish.command == "repair" and wish.policy is None and wish.samples is not None:
-        yield "--samples", "--method: a plain method measures nothing"
-    if wish.command == "repair" and wish.policy is not None and wish.basis is not None:
-        yield "--basis", "--policy: a policy measures the models themselves"
-    if wish.command == "check":
-        given = {"--base": wish.base, "--calibration": wish.calibration, "--patch": wish.patch}
-        yield from (
-            (flag, "check: it measures the aligned model and the adapter") for flag, value in given.items() if value
-        )
-        yield from elsewhere.void(wish)
-    if wish.command == "repair" and wish.drop_replacements and wish.replacements is not None:
-        yield "--drop-replacements", "--replacements"
-    if wish.command == "repair" and wish.basis is None and wish.basis_tolerance is not None:
-        yield "--basis-tolerance", "no --basis"
 
 
 def _judge_rows(wish: argparse.Namespace) -> int:
@@ -156,7 +120,9 @@ def _repair_command(wish: argparse.Namespace, place: "Place") -> "Answer":
 
         if wish.html is not None:
             wish.html.write_text("", encoding="utf-8")  # minutes before it is needed
-        return measure.repair_by_policy(wish.adapter, wish.policy, place, wish.out, samples=wish.samples)
+        return measure.repair_by_policy(
+            wish.adapter, wish.policy, place, wish.out, samples=wish.samples, replacements=_replacements(wish)
+        )
     method = commands.method_named(wish.method, wish.settings)
     return commands.repair_by_method(
         wish.adapter, method, place, wish.out, _writing(wish), thorough=wish.diagnostics == "full"
@@ -166,12 +132,20 @@ def _repair_command(wish: argparse.Namespace, place: "Place") -> "Answer":
 def _writing(wish: argparse.Namespace) -> "Writing":
     from repair.commands import Writing
     from repair.errors import BadParameters
-    from repair.replacements import Replacements
+    from repair.treatment import Replacements
 
     if wish.rank_limit is not None and wish.rank_limit < 2:  # noqa: PLR2004 - one for the adapter, one for a patch
         raise BadParameters("at least 2", field="rank-limit")
-    text = "drop" if wish.drop_replacements else wish.replacements or "refuse"
-    return Writing(replacements=Replacements.parse(text), balanced=wish.balanced, rank_limit=wish.rank_limit)
+    found = _replacements(wish) or Replacements()
+    return Writing(replacements=found, balanced=wish.balanced, rank_limit=wish.rank_limit)
+
+
+def _replacements(wish: argparse.Namespace) -> "Replacements | None":
+    """What was asked to become of whole tensors; None where nobody said."""
+    from repair.treatment import Replacements
+
+    text = "drop" if wish.drop_replacements else wish.replacements
+    return None if text is None else Replacements.parse(text)
 
 
 def _measuring_command(wish: argparse.Namespace, place: "Place") -> "Answer":
@@ -230,17 +204,12 @@ def _place(wish: argparse.Namespace) -> "Place":
         base=wish.base,
         calibration=wish.calibration,
         patch=wish.patch,
+        twin=wish.twin,
         basis=wish.basis,
         **basis,
         device=device_of(wish.device),
-        progress=_progress,
+        progress=Teller(),
     )
-
-
-def _progress(message: str, share: float) -> None:
-    if sys.stderr.isatty():
-        end = "\n" if share >= 1 else ""
-        print(f"\r\033[K{share:4.0%} {message[:90]}", end=end, file=sys.stderr, flush=True)
 
 
 def _lines(document: Mapping[str, Any]) -> list[str]:
@@ -263,121 +232,6 @@ def _row(item: Any) -> str:
     shown = {key: value for key, value in item.items() if value not in (None, "", [], {}) and key != "parameters"}
     cells = [f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in shown.items()]
     return "  ".join(cells).removeprefix("name ")
-
-
-class _Parser(argparse.ArgumentParser):
-    """Wrong arguments are an error like any other: argparse would leave with 2, which means that a policy said no."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print the problem and leave with 1."""
-        problem = {"file": "", "field": "arguments", "rule": "bad-parameters", "detail": message}
-        self.exit(1, json.dumps(problem) + "\n")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="lora-repair", description="The repair engine on local files.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add(commands, "methods", "Print every method with its parameters, and the bundled policies.")
-    inspect = _add(commands, "inspect", "Show what is inside an adapter folder.")
-    inspect.add_argument("adapter", type=Path)
-    check = _add(commands, "check", "Measure an adapter folder against the aligned model.")
-    check.add_argument("adapter", type=Path, nargs="?", help="without one, the aligned model itself is measured")
-    check.add_argument("--suite", default="demo", help="name or TOML file of a policy; default %(default)s")
-    _models(check)
-    check.add_argument(
-        "--robustness",
-        metavar="NAMES",
-        help="put harmful requests in other framings as well, and tell: all, or names like prefill,sampled; see "
-        "docs/robustness.md",
-    )
-    elsewhere.add_arguments(check)
-    check.set_defaults(basis=None, basis_tolerance=None)
-    repair = _add(commands, "repair", "Repair an adapter folder, by one method or by a policy.")
-    repair.add_argument("adapter", type=Path)
-    _models(repair)
-    repair.add_argument("--basis", type=Path, help="basis pack of the two models, or a folder of them; read instead")
-    repair.add_argument("--basis-tolerance", type=float, help="largest error of the truncated operator; default 0.01")
-    repair.add_argument(
-        "--diagnostics",
-        choices=["quick", "full"],
-        help="full: load the aligned model and search both models too; default quick, with --policy always loaded",
-    )
-    for parser_of in (check, repair):
-        parser_of.add_argument(
-            "--prompts", dest="prompts_home", type=Path, metavar="DIR", help="folder of prompts that `packs add` filled"
-        )
-    repair.add_argument("--html", type=Path, metavar="FILE", help="with --policy: the report as a page for people")
-    how = repair.add_mutually_exclusive_group(required=True)
-    how.add_argument("--method", help="apply this method")
-    how.add_argument("--policy", help="choose among all that this policy tries (name or TOML file)")
-    repair.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
-    repair.add_argument("--out", type=Path, required=True, help="a folder that does not exist yet")
-    repair.add_argument("--balanced", action="store_true", help="write both factors equally large")
-    repair.add_argument("--drop-replacements", action="store_true", help="the same as --replacements drop")
-    repair.add_argument(
-        "--replacements",
-        metavar="HOW",
-        help="what to do with tensors that replace whole ones of the model: refuse (default), drop, revert to the "
-        "aligned model, or interpolate=SHARE of the upload",
-    )
-    repair.add_argument(
-        "--rank-limit", type=int, metavar="N", help="largest rank of the result; default: the step that the input fits"
-    )
-    _calibrate(_add(commands, "calibrate", "Measure an aligned model on harmful and benign prompts, once."))
-    _pair(_add(commands, "basis", "Keep what alignment changed in a model pair, so that repairs need not read it."))
-    score = _add(commands, "score", "Score many adapters of one model pair, which is read once for all of them.")
-    score.add_argument("adapters", type=Path, nargs="+", metavar="ADAPTER")
-    _both(score)
-    add_judge(commands, _Parser)
-    add_packs(commands, _Parser)
-    convert = _add(commands, "convert", "Convert a GGUF model to a safetensors folder.")
-    convert.add_argument("gguf", type=Path)
-    convert.add_argument("out", type=Path)
-    merge = _add(commands, "merge", "Merge an adapter into a model folder.")
-    merge.add_argument("model", type=Path)
-    merge.add_argument("adapter", type=Path)
-    merge.add_argument("out", type=Path)
-    return parser
-
-
-def _calibrate(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--aligned", type=Path, required=True, help="folder of the model that adapters are served on")
-    parser.add_argument("--out", type=Path, required=True, help="folder of packs; one that is there is not made again")
-    parser.add_argument("--prompts", type=int, help="harmful prompts, and as many benign ones")
-    parser.add_argument("--gradient-prompts", type=int, help="harmful prompts for the refusal gradient")
-    parser.add_argument("--directions", type=int, help="directions kept of each moment and gradient")
-    parser.add_argument("--seed", type=int, help="of the order of prompts")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N")
-    parser.set_defaults(base=None, calibration=None, patch=None, basis=None, basis_tolerance=None)
-
-
-def _pair(parser: argparse.ArgumentParser) -> None:
-    _both(parser)
-    parser.add_argument("--out", type=Path, required=True, help="folder of packs; one that is there is not made again")
-    parser.add_argument("--rank", type=int, help="singular directions kept of each linear; default 64")
-    parser.add_argument("--left-only", action="store_true", help="half the size; enough for safe_lora")
-
-
-def _both(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--aligned", type=Path, required=True, help="folder of the model that adapters are served on")
-    parser.add_argument("--base", type=Path, required=True, help="folder of the same model before alignment")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N")
-    parser.set_defaults(calibration=None, patch=None, basis=None, basis_tolerance=None)
-
-
-def _add(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    return parser
-
-
-def _models(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--aligned", type=Path, help="folder of the model the adapter is served on")
-    parser.add_argument("--base", type=Path, help="folder of the same model before alignment")
-    parser.add_argument("--calibration", type=Path, help="calibration of the aligned model, or a folder of them")
-    parser.add_argument("--patch", type=Path, help="folder of a refusal LoRA made for the aligned model")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N")
-    parser.add_argument("--samples", type=Path, help="JSON lines with prompt and answer: what the adapter is for")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ it is damaged, of another version, or made for another model.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
@@ -18,16 +18,18 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gate.digest import sha256_file
+from gate.parameters import fused_home, homes, spellings
 from repair.adapter_file import fresh_folder
 from repair.errors import BadParameters, ShapeMismatch, WrongReference
+from repair.experts import slot_name
 from repair.linalg import delta_energy
-from repair.lora import LayerReference, LoraLayer
+from repair.lora import LayerKind, LayerReference, LoraLayer
 from repair.moments import LayerCalibration
 
 HEADER: Final = "calibration.json"
 TENSORS: Final = "calibration.safetensors"
 FORMAT: Final = "lora-repair/calibration"
-VERSION: Final = 1
+VERSION: Final = 2  # 1 knew no experts, and fewer units
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,12 +99,14 @@ class MeasuredModule:
         tensors: Parts by name, as `LayerCalibration` asks for them.
         numbers: Scalars by name.
         inputs: The module whose ``inputs.*`` parts are this one's as well, when they read the same thing.
+        left_out: Why nothing is known about it after all; then it has no tensors.
     """
 
     shape: tuple[int, int]
     tensors: Mapping[str, Tensor]
     numbers: Mapping[str, float]
     inputs: str | None = None
+    left_out: str = ""
 
 
 class Calibration:
@@ -144,20 +148,37 @@ class Calibration:
 
     def for_layer(self, layer: LoraLayer) -> LayerCalibration | None:
         """What is known about the module of ``layer``; None when it was not looked at. Raises ShapeMismatch."""
-        entry = self.header["modules"].get(layer.name)
-        if entry is None:
+        name = next((name for name in _names(layer) if name in self.header["modules"]), None)
+        if name is None:
             return None
+        entry = self.header["modules"][name]
         shape = (int(entry["shape"][0]), int(entry["shape"][1]))
         if shape != layer.shape:
             detail = f"the adapter has {layer.shape}, the calibration {shape} (out, in)"
             raise ShapeMismatch(detail, field=layer.name)
 
         def read(part: str) -> Tensor:
-            owner = entry["inputs"] if part.startswith("inputs.") else layer.name
+            owner = entry["inputs"] if part.startswith("inputs.") else name
             tensor: Tensor = self._handle.get_tensor(f"{owner}/{part}")
             return tensor
 
         return LayerCalibration(name=layer.name, shape=shape, numbers=entry["numbers"], read=read)
+
+    def why_not(self, layer: LoraLayer) -> str:
+        """Why nothing is known about a module that `for_layer` has nothing for."""
+        known: Mapping[str, str] = self.header["left_out"]
+        left_out = next((known[name] for name in _names(layer) if name in known), None)
+        if left_out is not None:
+            return left_out
+        if layer.kind is LayerKind.EMBEDDING:
+            why = ": it listens to linears, and this is an embedding"
+        elif layer.slot is None and fused_home(layer.name) is not None:
+            why = ": it listens to experts as the model class has them, fused, and the adapter spells them one by one"
+        elif layer.slot is not None and layer.slot.expert is None:
+            why = ": it listens to linears and experts, and this is a bare parameter"
+        else:
+            why = ""
+        return f"the calibration did not look at this module{why}"
 
 
 def write_calibration(
@@ -175,6 +196,7 @@ def write_calibration(
     entries = {
         name: {"shape": list(module.shape), "numbers": dict(module.numbers), "inputs": module.inputs or name}
         for name, module in sorted(modules.items())
+        if not module.left_out
     }
     with fresh_folder(directory) as partial:
         save_file(tensors, partial / TENSORS, metadata={"format": "pt"})
@@ -185,6 +207,7 @@ def write_calibration(
             **asdict(identity),
             "tensors": sha256_file(partial / TENSORS),
             "about": dict(about),
+            "left_out": {name: module.left_out for name, module in sorted(modules.items()) if module.left_out},
             "modules": entries,
         }
         text = json.dumps(header, indent=1, sort_keys=True, allow_nan=False) + "\n"
@@ -194,10 +217,20 @@ def write_calibration(
 def known_about(layer: LoraLayer, reference: LayerReference) -> LayerCalibration | str:
     """What was measured at the module of ``layer``, or why a calibrated method can say nothing about it."""
     if reference.calibration is None:
-        return "the calibration did not look at this module"
+        return reference.uncalibrated
     if delta_energy(layer) == 0:
         return "zero adapter: nothing is added here"
     return reference.calibration
+
+
+def _names(layer: LoraLayer) -> tuple[str, ...]:
+    """What the module of a layer may be called in a pack: files and model classes differ for experts and routers."""
+    if layer.slot is None:
+        return spellings(layer.name)
+    return (
+        *spellings(layer.name),
+        *(slot_name(replace(layer.slot, parameter=home)) for home in homes(layer.slot.parameter)),
+    )
 
 
 def _only_fitting(store: Path, aligned: str) -> Path:

@@ -13,6 +13,8 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from gate.errors import Refused
+from gate.model import require_none_said
 from gate.parameters import homes, spellings, stored_apart
 from repair.errors import MissingWeight, ShapeMismatch, WrongReference
 from repair.experts import exchanged, stored_transposed
@@ -42,7 +44,11 @@ class Checkpoint:
 
     @classmethod
     def open(cls, directory: Path) -> "Checkpoint":
-        """Find the tensors of a model folder; raises WrongReference."""
+        """Find the tensors of a model folder; raises WrongReference, also for a model whose weights are quantised."""
+        try:
+            require_none_said(directory)
+        except Refused as refused:
+            raise WrongReference(refused.detail, field=refused.field, file=str(directory / refused.file)) from refused
         index = directory / INDEX
         if index.is_file():
             return cls(directory, _sharded(index))
@@ -177,7 +183,8 @@ class Checkpoint:
         """The last two dimensions, as stored; raises WrongReference for a quantised tensor."""
         part = self._handle(key).get_slice(key)
         if part.get_dtype() not in _FLOATS:
-            detail = f"{part.get_dtype()} is quantised: its rounding is as large as what alignment changed"
+            detail = "its rounding is as large as what alignment changed: give the 16 bit original"
+            detail = f"{part.get_dtype()} is quantised, {detail}"
             raise WrongReference(detail, field=key, file=str(self.directory))
         shape = part.get_shape()
         return shape[-2], shape[-1]

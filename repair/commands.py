@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gate.admission import admit
+from gate.measurable import require_plain
 from gate.names import README_FILE
 from repair.adapter_file import copy_adapter, read_adapter, write_adapter
 from repair.basis import TOLERANCE, BasisPack
@@ -29,10 +31,10 @@ from repair.errors import BadParameters, OutputExists
 from repair.lora import LoraAdapter
 from repair.method import Need, RepairMethod
 from repair.methods import METHODS
-from repair.replacements import Replacements
 from repair.report import adapter_digests, digests, environment, inspection, method_report, output_entry
 from repair.run import repair_adapter
 from repair.serving import serving, serving_report
+from repair.treatment import Replacements
 
 if TYPE_CHECKING:
     from repair.checks.chat import ChatModel
@@ -68,6 +70,7 @@ class Place:
     base: Path | None = None
     calibration: Path | None = None
     patch: Path | None = None
+    twin: Path | None = None
     basis: Path | None = None
     basis_tolerance: float = TOLERANCE
     device: torch.device
@@ -182,6 +185,7 @@ def _context(method: RepairMethod, place: Place, inputs: dict[str, Any], how: Wr
         base=None if place.base is None else Checkpoint.open(place.base),
         calibration=calibration_of(place, inputs),
         patch=patch_of(place, inputs),
+        twin=twin_of(place, inputs),
         basis=basis_of(place, method, inputs),
         chat=chat_of(place) if Need.CHAT in method.demands else None,
         device=place.device,
@@ -223,15 +227,29 @@ def patch_of(place: Place, inputs: dict[str, Any]) -> LoraAdapter | None:
     return admitted(place.patch)
 
 
+def twin_of(place: Place, inputs: dict[str, Any]) -> LoraAdapter | None:
+    """The harmful twin that was named; it joins ``inputs``. Raises Refused for anything but a plain LoRA."""
+    if place.twin is None:
+        return None
+    inputs["twin"] = adapter_digests(place.twin)
+    require_plain(admit(place.twin))
+    return read_adapter(place.twin)
+
+
 def basis_of(place: Place, method: RepairMethod, inputs: dict[str, Any]) -> BasisPack | None:
+    """As `any_basis_of`, for one method. Raises BadParameters also when the method would not look at it."""
+    if place.basis is not None and all(stage.basis_need is None for stage in method.stages):
+        raise BadParameters(f"{method.name} with these parameters takes nothing from a basis pack", field="basis")
+    return any_basis_of(place, inputs)
+
+
+def any_basis_of(place: Place, inputs: dict[str, Any]) -> BasisPack | None:
     """The basis pack that was named, for the models that were; it joins ``inputs``.
 
-    Raises WrongReference when it is for another pair, BadParameters when the method would not look at it.
+    Raises WrongReference when it is for another pair, BadParameters when the tolerance is none.
     """
     if place.basis is None:
         return None
-    if all(stage.basis_need is None for stage in method.stages):
-        raise BadParameters(f"{method.name} with these parameters takes nothing from a basis pack", field="basis")
     if not 0 <= place.basis_tolerance <= 1:
         raise BadParameters("between 0 and 1", field="basis-tolerance")
     models = {name: inputs[name]["digest"] for name in ("aligned", "base") if name in inputs}
@@ -258,7 +276,8 @@ def calibrate(place: Place, out: Path, settings: CalibrationSettings) -> Answer:
     known = folder.exists()
     if not known:
         modules = measure_modules(chat_of(place), rows, settings, progress=place.progress)
-        write_calibration(identity, modules, folder, about=environment(place.device))
+        with suppress(OutputExists):  # another process has made the same one meanwhile
+            write_calibration(identity, modules, folder, about=environment(place.device))
     found = Calibration.open(folder, aligned=aligned["digest"])
     output = {"path": str(folder), "digest": found.digest, "modules": len(found.names), "cached": known}
     return Answer(document={"inputs": {"aligned": aligned}, "outputs": {"calibration": output}})

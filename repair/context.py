@@ -13,7 +13,7 @@ from repair.checkpoint import Checkpoint
 from repair.errors import InsufficientBasis, MissingReference
 from repair.layer_basis import BasisNeed, LayerBasis
 from repair.lora import LayerKind, LayerReference, LoraAdapter, LoraLayer, Weight
-from repair.replacements import Replacements
+from repair.treatment import Replacements
 
 ACCELERATOR_TILE_ROWS = 2048  # there the launch of a kernel costs more than memory
 
@@ -33,6 +33,7 @@ class RepairContext:
         aligned: The model the adapter is served on.
         base: The same model before alignment.
         patch: A refusal LoRA made for the aligned model; `patch` uses it when no folder is named.
+        twin: A LoRA for the aligned model that obeys harmful requests; methods of the safety vector can subtract it.
         calibration: What the aligned model does on harmful and benign prompts, measured once.
         basis: What alignment changed in the linears of this pair; methods that need no more of the models read it
             instead of them.
@@ -48,6 +49,7 @@ class RepairContext:
     aligned: Checkpoint | None = None
     base: Checkpoint | None = None
     patch: LoraAdapter | None = None
+    twin: LoraAdapter | None = None
     calibration: Calibration | None = None
     basis: BasisPack | None = None
     chat: Any = None
@@ -105,6 +107,7 @@ class RepairContext:
             base=base,
             unusable=unusable,
             calibration=None if self.calibration is None else self.calibration.for_layer(layer),
+            uncalibrated="there is no calibration" if self.calibration is None else self.calibration.why_not(layer),
             device=self.device,
             tile_rows=self.tile_rows or (None if self.device.type == "cpu" else ACCELERATOR_TILE_ROWS),
             remembered={} if self.aligned is None else self.aligned.memory(layer, self.base),

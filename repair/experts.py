@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gate.of_modules import expert_name
 from repair.linalg import Factors
 from repair.lora import LoraLayer, ParameterSlot
 
@@ -76,8 +77,8 @@ def stored_transposed(up: tuple[int, int], down: tuple[int, int]) -> bool | None
 
 def slot_name(slot: ParameterSlot) -> str:
     """What a layer of this slot is called: as if its expert were a module."""
-    home, _, leaf = slot.parameter.removesuffix(".weight").rpartition(".")
-    return slot.parameter.removesuffix(".weight") if slot.expert is None else f"{home}.{slot.expert}.{leaf}"
+    path = slot.parameter.removesuffix(".weight")
+    return path if slot.expert is None else expert_name(path, slot.expert)
 
 
 def _is_exchanged(shapes: dict[str, tuple[int, int]], home: str) -> bool:

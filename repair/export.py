@@ -135,6 +135,8 @@ def _config(adapter: LoraAdapter, rank: int, *, with_bias: bool) -> dict[str, An
         changed: dict[str, Any] = {"target_parameters": parameters, "lora_dropout": 0.0}
     else:
         changed = {"target_parameters": None} if "target_parameters" in adapter.config else {}
+    if any(layer.transposed and layer.slot is None and layer.kind is LayerKind.LINEAR for layer in adapter.layers):
+        changed["fan_in_fan_out"] = True  # a repair may have added the first of them; PEFT looks at each module itself
     if adapter.config.get(TIES):
         changed[TIES] = tie_of(adapter) is not None or ExtraKind.MODULE in kept
     return {

@@ -250,6 +250,7 @@ class LayerReference:
         base: The same weight before alignment.
         unusable: Why the pair says nothing about alignment here; None when it does.
         calibration: What the aligned model does here on harmful and benign prompts, where that is known.
+        uncalibrated: Why it is not known.
         device: Where the maths runs.
         tile_rows: How many rows are read at once; None for as many as hold `TILE_NUMBERS`.
         remembered: Numbers that depend on this pair of weights alone, kept for the next adapter. Never part of a
@@ -264,6 +265,7 @@ class LayerReference:
     base: Weight | None = None
     unusable: str | None = None
     calibration: LayerCalibration | None = None
+    uncalibrated: str = "there is no calibration"
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     tile_rows: int | None = None
     remembered: dict[str, Any] = field(default_factory=dict)

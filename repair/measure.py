@@ -35,11 +35,13 @@ from repair.commands import (
     Place,
     admitted,
     aligned_of,
+    any_basis_of,
     calibration_of,
     chat_of,
     keep_readme,
     must_be_free,
     patch_of,
+    twin_of,
 )
 from repair.context import RepairContext
 from repair.diagnostics.account import diagnose
@@ -48,6 +50,7 @@ from repair.errors import BadParameters
 from repair.lora import LoraAdapter
 from repair.report import adapter_digests, digests, environment
 from repair.serving import serving_report
+from repair.treatment import Replacements
 
 CODES: Final = {
     CheckOutcome.PASS: Exit.OK,
@@ -56,17 +59,33 @@ CODES: Final = {
 }
 
 
-def repair_by_policy(adapter: Path, policy_name: str, place: Place, out: Path, *, samples: Path | None) -> Answer:
-    """The planner on local folders: a released folder, or the evidence why there is none."""
+def repair_by_policy(
+    adapter: Path,
+    policy_name: str,
+    place: Place,
+    out: Path,
+    *,
+    samples: Path | None,
+    replacements: Replacements | None = None,
+) -> Answer:
+    """The planner on local folders: a released folder, or the evidence why there is none.
+
+    ``replacements`` stands in the place of what the policy says about whole tensors, and the report says that it does.
+    """
     must_be_free(out)
-    policy, uploaded = load_policy(policy_name), admitted(adapter)
+    named, uploaded = load_policy(policy_name), admitted(adapter)
+    policy = named if replacements is None else named.treating(replacements)
+    judge = judge_of(policy.judge)
+    require_usable(policy, judge.info)  # before a model is hashed and loaded
     inputs = place.inputs(adapter)
     reference = Reference(
         aligned=Checkpoint.open(aligned_of(place)),
         base=None if place.base is None else Checkpoint.open(place.base),
         chat=chat_of(place),
         patch=patch_of(place, inputs),
+        twin=twin_of(place, inputs),
         calibration=calibration_of(place, inputs),
+        basis=any_basis_of(place, inputs),
         digest=inputs["aligned"]["digest"],
     )
     outputs: dict[str, Any] = {}
@@ -78,6 +97,7 @@ def repair_by_policy(adapter: Path, policy_name: str, place: Place, out: Path, *
             work_dir=Path(work),
             samples=_samples(samples),
             device=place.device,
+            judge=judge,
             progress=place.progress,
         )
         found = _diagnostics(uploaded, reference, place)
@@ -97,6 +117,8 @@ def repair_by_policy(adapter: Path, policy_name: str, place: Place, out: Path, *
         "diagnostics": found,
         "environment": environment(place.device),
     }
+    if policy.replacements != named.replacements:
+        document["overridden"] = {"replacements": named.replacements}
     if outputs:
         document["serving"] = serving_report(uploaded, read_adapter(out))
     return Answer(document=document, code=CODES[planned.outcome])
@@ -107,11 +129,12 @@ def _diagnostics(uploaded: LoraAdapter, reference: Reference, place: Place) -> d
         aligned=reference.aligned,
         base=reference.base,
         calibration=reference.calibration,
+        basis=reference.basis,
         chat=reference.chat,
         device=place.device,
         progress=place.progress,
     )
-    return diagnose(uploaded, context)
+    return diagnose(uploaded, context, weights=True)
 
 
 def check(

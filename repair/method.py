@@ -5,18 +5,26 @@ of its own (a patch, a trained refusal LoRA) returns them from `prepare`; they a
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import Enum, StrEnum
+from functools import cache
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from gate.of_modules import misfits
+from gate.schema_check import Fault, Schema, check
 from repair.context import RepairContext
 from repair.errors import BadParameters
 from repair.layer_basis import BasisNeed
 from repair.lora import LayerReference, LoraAdapter, LoraLayer
+from repair.parameter_rules import Rule
+
+MOST_MODULES = 100_000
+"""More than any adapter has: an upper end for counts of modules."""
 
 
 class Need(StrEnum):
@@ -28,6 +36,8 @@ class Need(StrEnum):
     """The weights of its unaligned base."""
     PATCH = "patch"
     """A refusal LoRA trained for the aligned model."""
+    TWIN = "twin"
+    """A LoRA for the aligned model that obeys harmful requests."""
     CALIBRATION = "calibration"
     """What the aligned model does on harmful and benign prompts, measured once (`python -m repair calibrate`)."""
     CHAT = "chat"
@@ -123,10 +133,31 @@ class Laws:
     trial: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Otherwise:
+    """Other needs than the declared ones, where one parameter is not at its default."""
+
+    parameter: str
+    needs: frozenset[Need]
+
+
+class Impossible(ValueError):
+    """Parameters that cannot be given together."""
+
+    def __init__(self, fault: Fault) -> None:
+        self.fault = fault
+        super().__init__(fault.detail)
+
+
+def _with_rules(schema: dict[str, Any], kind: type["RepairMethod"]) -> None:
+    if kind.rules:
+        schema["allOf"] = [*schema.get("allOf", ()), *kind.rules]
+
+
 class RepairMethod(BaseModel, ABC):
     """A way to edit an adapter. Its fields are its parameters; each works with its defaults."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, json_schema_extra=_with_rules)
 
     name: ClassVar[str]
     version: ClassVar[int]
@@ -134,11 +165,24 @@ class RepairMethod(BaseModel, ABC):
     needs: ClassVar[frozenset[Need]]
     cost: ClassVar[Cost]
     laws: ClassVar[Laws]
+    otherwise: ClassVar[tuple[Otherwise, ...]] = ()
+    rules: ClassVar[tuple[Rule, ...]] = ()
+    """What its parameters may not be together; part of the schema that the catalogue carries."""
+
+    @model_validator(mode="after")
+    def _rules_hold(self) -> "RepairMethod":
+        if self.rules:
+            given = self.model_dump(mode="json", exclude_unset=True)
+            for fault in check(given, {"allOf": self.rules}, pointer="", root=_schema_of(type(self))):
+                raise Impossible(fault)
+        return self
 
     @property
     def demands(self) -> frozenset[Need]:
-        """What these parameters need: the declared needs, unless a parameter stands in for one of them."""
-        return self.needs
+        """What these parameters need: the declared needs, unless a parameter asks for other ones."""
+        fields = type(self).model_fields
+        others = (one.needs for one in self.otherwise if getattr(self, one.parameter) != fields[one.parameter].default)
+        return next(others, self.needs)
 
     @property
     def basis_need(self) -> BasisNeed | None:
@@ -167,32 +211,63 @@ class RepairMethod(BaseModel, ABC):
     def choose(self, assessments: Sequence[Assessment]) -> Choice:
         """Pick the modules to edit among those that could be judged."""
 
+    def must_mean(self, modules: Collection[str]) -> None:
+        """Raise BadParameters when a parameter speaks of modules that an adapter of these does not have."""
+        for fault in misfits(self.model_dump(mode="json"), _schema_of(type(self)), modules):
+            raise BadParameters(fault.detail, field=self._field(fault))
+
     @classmethod
     def parse(cls, parameters: Mapping[str, Any]) -> "RepairMethod":
-        """The method with these parameters; raises BadParameters naming the field."""
+        """The method with these parameters; raises BadParameters naming the field.
+
+        Held to the schema that it offers first: what would be refused at the door is not taken here either.
+        """
+        for fault in check(_plain(parameters), _schema_of(cls), pointer=""):
+            raise BadParameters(fault.detail, field=cls._field(fault))
         try:
             return cls.model_validate(dict(parameters))
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
+            cause = first.get("ctx", {}).get("error")
             where = ".".join(str(part) for part in first["loc"]) or "parameters"
-            raise BadParameters(first["msg"], field=f"{cls.name}.{where}") from error
+            raise BadParameters(first["msg"] if cause is None else str(cause), field=f"{cls.name}.{where}") from error
+
+    @classmethod
+    def _field(cls, fault: Fault) -> str:
+        return f"{cls.name}{fault.pointer.replace('/', '.')}"
 
     @classmethod
     def catalogue_entry(cls) -> dict[str, Any]:
         """What the service offers about this method, as JSON."""
-        schema = cls.model_json_schema()
-        schema["properties"] = {
-            key: value for key, value in schema.get("properties", {}).items() if not value.get("local")
-        }
+        whole = _schema_of(cls)
+        offered = {key: value for key, value in whole.get("properties", {}).items() if not value.get("local")}
+        others = [{"parameter": one.parameter, "needs": sorted(one.needs)} for one in cls.otherwise]
         return {
+            **({"otherwise": others} if others else {}),
             "name": cls.name,
             "version": cls.version,
             "summary": (cls.__doc__ or "").strip().split("\n", 1)[0],
             "paper": cls.paper,
             "needs": sorted(cls.needs),
+            "local": sorted(whole.get("properties", {}).keys() - offered.keys()),
             "cost": cls.cost.value,
-            "parameters": schema,
+            "parameters": {**whole, "properties": offered},
         }
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it: a declaration may hold tuples and read-only mappings, a command line paths."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return str(value) if isinstance(value, Path | Enum) else value
+
+
+@cache
+def _schema_of(kind: type[RepairMethod]) -> Schema:
+    """Of all its parameters, those among them that are for this machine only."""
+    return kind.model_json_schema()
 
 
 def untouched(layer: LoraLayer) -> Assessment:

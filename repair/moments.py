@@ -95,11 +95,13 @@ class Units:
         scores: One for each unit, above zero where it does more on harmful prompts.
         width: Rows or columns that belong to one unit.
         reads: The module reads the units (its columns are theirs); otherwise it writes them (its rows are).
+        parts: How many units each part of a fused module has, one part below the other; each is judged by itself.
     """
 
     scores: Float[Tensor, " units"]
     width: int
     reads: bool
+    parts: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +111,8 @@ class LayerCalibration:
     Attributes:
         name: The module.
         shape: (out, in).
-        numbers: Scalars: ``gradient_total``, and ``unit_width`` and ``unit_reads`` where there are units.
+        numbers: Scalars: ``gradient_total``; ``unit_width`` and ``unit_reads`` where there are units, and
+            ``unit_parts`` where they come in several.
         read: Gives a tensor by the name of its part.
     """
 
@@ -140,10 +143,13 @@ class LayerCalibration:
         """The units that the module reads or writes; None where it does neither."""
         if "unit_width" not in self.numbers:
             return None
+        scores = self.read("units")
+        several = self.read("unit_parts").tolist() if "unit_parts" in self.numbers else [len(scores)]
         return Units(
-            scores=self.read("units"),
+            scores=scores,
             width=int(self.numbers["unit_width"]),
             reads=bool(self.numbers["unit_reads"]),
+            parts=tuple(int(count) for count in several),
         )
 
 

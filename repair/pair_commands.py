@@ -1,5 +1,6 @@
 """Commands about a model pair as such: keep what alignment changed in it, and score many adapters against it."""
 
+from contextlib import suppress
 from pathlib import Path
 
 from repair.basis import BasisIdentity, BasisPack, BasisSettings
@@ -7,7 +8,7 @@ from repair.basis_writer import write_basis
 from repair.checkpoint import Checkpoint
 from repair.commands import Answer, Place, admitted
 from repair.context import RepairContext
-from repair.errors import BadParameters
+from repair.errors import BadParameters, OutputExists
 from repair.measure_basis import left_out, measured_linears
 from repair.report import adapter_digests, digests, environment
 from repair.score import score_adapters
@@ -23,7 +24,8 @@ def make_basis(place: Place, out: Path, settings: BasisSettings) -> Answer:
     if not known:
         context = _context(place)
         without, about = left_out(context), environment(place.device)
-        write_basis(identity, measured_linears(context, settings), folder, left_out=without, about=about)
+        with suppress(OutputExists):  # another process has made the same one meanwhile
+            write_basis(identity, measured_linears(context, settings), folder, left_out=without, about=about)
     found = BasisPack.open(folder, aligned=identity.aligned, base=identity.base)
     modules = [
         {"name": name, "norm": entry["numbers"]["norm"], "kept": entry["kept"], "error": entry["numbers"]["error"]}

@@ -5,8 +5,8 @@ They are refused unless the caller says what to do: leave them out, put the alig
 part of the way back. One that holds the aligned model's own values replaces nothing and is left out without asking.
 """
 
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Protocol, runtime_checkable
 
@@ -14,47 +14,19 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from repair.errors import BadParameters, MissingReference, RepairError, ShapeMismatch, UnsupportedAdapter
+from repair.errors import MissingReference, RepairError, ShapeMismatch, UnsupportedAdapter
 from repair.layout import CONFIG, PREFIX, WEIGHTS
 from repair.lora import ExtraKind, ExtraTensor, LoraAdapter
+from repair.treatment import Replacements, Treatment
 
 _ROWS: Final = 1024
 _TOKENS: Final = ".token_adapter.trainable_tokens_delta"
 _BASE: Final = ".base_layer."
-
-
-class Treatment(StrEnum):
-    """What becomes of a replacement."""
-
-    REFUSE = "refuse"
-    """The adapter is not repaired."""
-    DROP = "drop"
-    """It is left out: the served model keeps its own tensor."""
-    REVERT = "revert"
-    """It stays in the file with the values of the aligned model, for loaders that expect it there."""
-    INTERPOLATE = "interpolate"
-    """``(1 - strength) * aligned + strength * uploaded``."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Replacements:
-    """How replacements are treated; ``strength`` is the uploaded share of an interpolation."""
-
-    treatment: Treatment = Treatment.REFUSE
-    strength: float = 0.5
-
-    @classmethod
-    def parse(cls, text: str) -> "Replacements":
-        """``drop``, ``revert``, ``interpolate`` or ``interpolate=0.3``; raises BadParameters."""
-        name, _, share = text.partition("=")
-        try:
-            found = cls(treatment=Treatment(name), strength=float(share) if share else 0.5)
-        except ValueError as error:
-            there = ", ".join(one.value for one in Treatment)
-            raise BadParameters(f"one of {there}, the last with =SHARE: {text!r}", field="replacements") from error
-        if not 0 <= found.strength <= 1 or (share and found.treatment is not Treatment.INTERPOLATE):
-            raise BadParameters("only interpolate takes a share, from 0 to 1", field="replacements")
-        return found
+_WORDS: Final[Mapping[Treatment, str]] = {
+    Treatment.DROP: "dropped",
+    Treatment.REVERT: "reverted",
+    Treatment.INTERPOLATE: "interpolated, {:g} of the upload",
+}
 
 
 @runtime_checkable
@@ -66,24 +38,42 @@ class Model(Protocol):
 
 
 def settled(adapter: LoraAdapter, how: Replacements, aligned: Model | None) -> LoraAdapter:
-    """The adapter with its replacements treated, each with a note.
+    """The adapter with its replacements treated, each with a note; one that has a value was settled before.
 
-    Raises UnsupportedAdapter when they are to be refused, MissingReference or ShapeMismatch when the aligned model is
-    needed and does not have them.
+    The very adapter that was handed in when nothing was left to settle. Raises UnsupportedAdapter when they are to be
+    refused, MissingReference, MissingWeight or ShapeMismatch when the aligned model is needed and does not have them.
     """
+    open_ones = [extra for extra in adapter.extras if extra.value is None]
+    if not open_ones:
+        return adapter
     idle = _idle(adapter, aligned)
-    kept: list[ExtraTensor] = []
+    kept = [extra for extra in adapter.extras if extra.value is not None]
     notes: list[str] = []
-    for extra in adapter.extras:
+    for extra in open_ones:
         if extra.key in idle:
             notes.append(f"left out, it is the aligned model's own: {extra.key} ({extra.kind})")
             continue
         treated = _treated(extra, how, adapter, aligned)
-        shown = {Treatment.DROP: "dropped", Treatment.REVERT: "reverted"}
-        done = shown.get(how.treatment, f"interpolated, {how.strength:g} of the upload")
-        notes.append(f"{done}: {extra.key} ({extra.kind})")
+        notes.append(f"{_WORDS[how.treatment].format(how.strength)}: {extra.key} ({extra.kind})")
         kept += [] if treated is None else [treated]
     return replace(adapter, extras=tuple(kept), notes=(*adapter.notes, *notes))
+
+
+def with_values(adapter: LoraAdapter, known: LoraAdapter) -> LoraAdapter:
+    """An adapter that was read back, its replacements as they stand in the file: settled, for what was written was.
+
+    Values that ``known`` has as well are not held twice.
+    """
+    if not adapter.extras:
+        return adapter
+    at_hand = {extra.key: extra.value for extra in known.extras}
+    return replace(adapter, extras=tuple(_with_value(extra, at_hand.get(extra.key)) for extra in adapter.extras))
+
+
+def _with_value(extra: ExtraTensor, known: Tensor | None) -> ExtraTensor:
+    found = _uploaded(extra)
+    same = known is not None and known.dtype == found.dtype and torch.equal(known, found)
+    return replace(extra, value=known if same else found)
 
 
 def _treated(extra: ExtraTensor, how: Replacements, adapter: LoraAdapter, aligned: Model | None) -> ExtraTensor | None:
@@ -138,11 +128,28 @@ def _own(extra: ExtraTensor, adapter: LoraAdapter, aligned: Model | None) -> Ten
     """What the aligned model has in this place."""
     if aligned is None:
         raise MissingReference("reverting a replacement needs the aligned model", field="aligned")
+    module, leaf = place_of_extra(extra)
+    whole = aligned.tensor(f"{module}.{leaf}")
+    return whole[trained_rows(module, adapter)] if extra.kind is ExtraKind.TOKENS else whole
+
+
+def place_of_extra(extra: ExtraTensor) -> tuple[str, str]:
+    """Which module of the model it belongs to, and the name of the parameter there."""
     name = extra.key.removeprefix(PREFIX)
-    if extra.kind is not ExtraKind.TOKENS:
-        return aligned.tensor(name.replace(_BASE, "."))
-    module = name.removesuffix(_TOKENS)
-    return aligned.tensor(f"{module}.weight")[_indices(module, adapter.config.get("trainable_token_indices"))]
+    if extra.kind is ExtraKind.TOKENS:
+        return name.removesuffix(_TOKENS), "weight"
+    module, _, leaf = name.replace(_BASE, ".").rpartition(".")
+    return module, leaf
+
+
+def is_base(extra: ExtraTensor) -> bool:
+    """Whether it overwrites the parameter under a LoRA, rather than a module that was saved as a whole."""
+    return _BASE in extra.key
+
+
+def trained_rows(module: str, adapter: LoraAdapter) -> list[int]:
+    """The rows of an embedding that ``trainable_token_indices`` tell; raises UnsupportedAdapter."""
+    return _indices(module, adapter.config.get("trainable_token_indices"))
 
 
 def _indices(module: str, given: Any) -> list[int]:

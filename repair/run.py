@@ -10,6 +10,7 @@ from typing import Any
 from repair.context import RepairContext
 from repair.dora import remeasured
 from repair.errors import MissingReference, NotRepresentable, UnsupportedAdapter
+from repair.gaps import WHY, closed
 from repair.interaction import Addition, interaction
 from repair.linalg import delta_energy
 from repair.lora import LoraAdapter, LoraLayer, concatenate
@@ -82,17 +83,23 @@ def repair_adapter(adapter: LoraAdapter, method: RepairMethod, context: RepairCo
     stages = method.stages
     for stage in stages:
         _demand(stage, context)  # all of them first: nothing is trained for a repair that cannot be finished
-    whole = _righted(settled(adapter, context.replacements, context.aligned), context)
+    taken = settled(adapter, context.replacements, context.aligned)
+    whole = _righted(taken, context)
     context = replace(context, rank_limit=context.rank_limit or limit_of(whole))  # of the upload, for every stage
     result, verdicts, notes = _apply(whole, stages[0], context)
     for stage in stages[1:]:
         result, then, more = _apply(result, stage, context)
         verdicts, notes = _joined(verdicts, then), notes + more
+    notes += _growth(without_head(whole), result)
+    if result is not whole:
+        gaps = closed(adapter, result, context.aligned)
+        result, notes = gaps.adapter, notes + gaps.notes
+        verdicts = tuple(sorted([*verdicts, *map(_empty, gaps.zeros)], key=lambda verdict: verdict.name))
     return Repaired(
         adapter=result,
         verdicts=verdicts,
-        changed=result is not whole or bool(adapter.extras),
-        notes=(*whole.notes, *notes, *_growth(without_head(whole), result)),
+        changed=result is not whole or taken is not adapter,
+        notes=(*whole.notes, *notes),
     )
 
 
@@ -101,6 +108,7 @@ def _apply(
 ) -> tuple[LoraAdapter, tuple[LayerVerdict, ...], tuple[str, ...]]:
     """One stage, with what it has to say; the very adapter that was handed in when nothing about it changed."""
     kept = without_head(whole)
+    method.must_mean(kept.names)
     patch = method.prepare(kept, context)
     assessments = _assess(kept, method, context)
     choice = _chosen(method, assessments)
@@ -153,6 +161,7 @@ def _demand(method: RepairMethod, context: RepairContext) -> None:
         Need.BASE: context.base,
         Need.CALIBRATION: context.calibration,
         Need.CHAT: context.chat,
+        Need.TWIN: context.twin,
     }
     if context.basis is not None and method.basis_need is not None:
         del given[Need.ALIGNED], given[Need.BASE]  # the modules that it does not know ask for them by name
@@ -302,6 +311,19 @@ def _added(layer: LoraLayer, added: LoraLayer) -> LayerVerdict:
         energy_after=_finite_energy(layer),
         reason="only the patch adapts this module",
         addition=interaction(None, added),
+    )
+
+
+def _empty(name: str) -> LayerVerdict:
+    return LayerVerdict(
+        name=name,
+        decision=Decision.ADDED,
+        score=None,
+        null=None,
+        shrink=None,
+        energy_before=0.0,
+        energy_after=0.0,
+        reason=WHY,
     )
 
 

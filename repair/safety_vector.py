@@ -8,12 +8,10 @@ obey harmful requests. Then ``v = -s_h b_h a_h`` is low-rank as it stands and no
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from repair.adapter_file import read_adapter
 from repair.alignment import alignment_basis
 from repair.errors import UnsupportedAdapter
 from repair.interaction import directions
@@ -101,12 +99,11 @@ def assess(layer: LoraLayer, reference: LayerReference, *, rank: int, cut: Cut, 
     )
 
 
-def negated_twin(folder: Path, adapter: LoraAdapter, *, cut: Cut, limit: float | None) -> LoraAdapter:
-    """The safety vector out of a harmful twin's folder, for each module that the twin adapts.
+def negated_twin(twin: LoraAdapter, adapter: LoraAdapter, *, cut: Cut, limit: float | None) -> LoraAdapter:
+    """The safety vector out of a harmful twin, for each module that the twin adapts.
 
     ``limit`` holds where the adapter has an update of its own. Raises UnsupportedAdapter for anything but a plain LoRA.
     """
-    twin = read_adapter(folder)
     if twin.uses_dora or twin.extras or any(layer.bias is not None for layer in twin.layers):
         raise UnsupportedAdapter("a harmful twin must be a plain LoRA", field="twin")
     own, layers = adapter.by_name, []
@@ -118,11 +115,11 @@ def negated_twin(folder: Path, adapter: LoraAdapter, *, cut: Cut, limit: float |
     return replace(twin, layers=tuple(layers))
 
 
-def choose(assessments: Sequence[Assessment], *, strength: float, twin: Path | None) -> Choice:
+def choose(assessments: Sequence[Assessment], *, strength: float, twin: bool) -> Choice:
     """Every module that could be judged; with a twin the modules are its own."""
     if strength == 0:
         return Choice(names=frozenset(), reason="strength 0 adds nothing")
-    if twin is not None:
+    if twin:
         return Choice(names=frozenset(), reason="the twin does not adapt this module")
     return everything(assessments)
 

@@ -8,7 +8,8 @@ from typing import Final
 from repair.lora import ExtraKind, LayerKind, LoraAdapter
 
 _CLOSE: Final = 1e-6
-_BLOCK: Final = re.compile(r"^(?P<before>.*?)\.(?P<number>\d+)\.(?P<after>.*)$")
+BLOCK: Final = re.compile(r"^(?P<before>.*?)\.(?P<number>\d+)\.(?P<after>.*)$")
+"""A module of a block: what stands before the block's number, and after it."""
 _TGI_MODULES: Final = frozenset(
     {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"}
 )
@@ -99,7 +100,7 @@ class Traits:
         """Kinds of modules that are adapted in some of the blocks that the adapter reaches, and not in others."""
         blocks: dict[str, set[int]] = {}
         for layer in self.adapter.layers:
-            found = _BLOCK.match(layer.name)
+            found = BLOCK.match(layer.name)
             if found is not None:
                 blocks.setdefault(found["after"], set()).add(int(found["number"]))
         last = max((max(numbers) for numbers in blocks.values()), default=-1)

@@ -15,16 +15,17 @@ from repair.linalg import spectrum
 from repair.moments import Gradient, Moments
 
 _FOLDS: Final = 4  # the buffer holds this many times the directions that are kept
-_LEAST_BUFFER: Final = 256
+LEAST_BUFFER: Final = 256
+"""Vectors that are held however few directions are kept of them."""
 _NOISE: Final = 1e-6  # below this share of the largest, a direction is the rounding of a 32-bit model
 
 
 class MomentSketch:
     """``mean of x x^T`` of vectors that arrive a few at a time."""
 
-    def __init__(self, directions: int) -> None:
+    def __init__(self, directions: int, least_buffer: int = LEAST_BUFFER) -> None:
         self._directions = directions
-        self._buffer = max(_LEAST_BUFFER, _FOLDS * directions)
+        self._buffer = max(least_buffer, _FOLDS * directions)
         self._rows: list[Tensor] = []
         self._held = 0
         self._seen = 0
@@ -61,14 +62,19 @@ class MomentSketch:
 class GradientSketch:
     """``sum of E^T X`` of factor pairs that arrive one after the other."""
 
-    def __init__(self, directions: int) -> None:
+    def __init__(self, directions: int, least_buffer: int = LEAST_BUFFER) -> None:
         self._directions = directions
-        self._buffer = max(_LEAST_BUFFER, _FOLDS * directions)
+        self._buffer = max(least_buffer, _FOLDS * directions)
         self._upstream: list[Tensor] = []
         self._inputs: list[Tensor] = []
         self._held = 0
         self._bias: Tensor | None = None
         self._let_go = 0.0
+
+    @property
+    def empty(self) -> bool:
+        """Whether no token with a gradient was added."""
+        return not self._held
 
     def add(self, upstream: Float[Tensor, "tokens out"], inputs: Float[Tensor, "tokens in"]) -> None:
         """Take in one pair; tokens without a gradient say nothing and are left out."""

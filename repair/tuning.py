@@ -18,6 +18,7 @@ from torch.nn import functional
 from repair.context import Progress, silent
 from repair.errors import BadParameters, MissingWeight
 from repair.lora import LoraAdapter, LoraLayer
+from repair.roles import block_of, is_linear, is_turned
 from repair.tuning_rows import Example, batches, encode
 from repair.tuning_step import Trainer
 
@@ -33,7 +34,7 @@ class TuneSettings:
     Attributes:
         rank: Inner dimension of every new factor pair.
         alpha: The scale is ``alpha / rank``.
-        targets: Last part of the names of the linears to adapt.
+        targets: How the paths of the linears to adapt end: last parts, or more of them, or whole paths.
         blocks: First and one past the last block to adapt; None for all.
         steps: Optimizer steps.
         batch_size: Rows in a step.
@@ -121,6 +122,7 @@ def tune_lora(
                 b=one.b.detach().cpu(),
                 scale=settings.alpha / settings.rank,
                 dtype=torch.bfloat16,
+                transposed=is_turned(modules[name]),
             )
             for name, one in factors.items()
         ),
@@ -208,12 +210,13 @@ class _Factors:
     awake: bool = True
 
     @classmethod
-    def start(cls, module: nn.Linear, settings: TuneSettings, generator: torch.Generator) -> "_Factors":
+    def start(cls, module: nn.Module, settings: TuneSettings, generator: torch.Generator) -> "_Factors":
         """A random first factor and a zero second one: no effect yet."""
-        shape = (settings.rank, module.in_features)
-        first = torch.randn(shape, generator=generator) / math.sqrt(module.in_features)
-        second = torch.zeros(module.out_features, settings.rank)
-        device = module.weight.device
+        weight: Tensor = module.weight  # type: ignore[assignment]  # every linear holds a tensor
+        out_features, in_features = weight.shape[::-1] if is_turned(module) else weight.shape
+        first = torch.randn((settings.rank, in_features), generator=generator) / math.sqrt(in_features)
+        second = torch.zeros(out_features, settings.rank)
+        device = weight.device
         return cls(
             a=nn.Parameter(first.to(device)),
             b=nn.Parameter(second.to(device)),
@@ -260,21 +263,15 @@ def _frozen(model: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[No
             p.requires_grad_(flag)
 
 
-def _targets(model: nn.Module, settings: TuneSettings) -> dict[str, nn.Linear]:
+def _targets(model: nn.Module, settings: TuneSettings) -> dict[str, nn.Module]:
     """The linears that the settings name, in the model's order."""
     first, last = settings.blocks or (0, 10**9)
+    ends = tuple(f".{target}" for target in settings.targets)
     found = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-        and name.rpartition(".")[2] in settings.targets
-        and first <= _block_of(name) < last
+        if is_linear(module) and f".{name}".endswith(ends) and first <= block_of(name) < last
     }
     if not found:
         raise MissingWeight(f"no linear is called {' or '.join(settings.targets)}", field="targets")
     return found
-
-
-def _block_of(name: str) -> int:
-    """Number of the block that a module belongs to; -1 outside of all."""
-    return next((int(part) for part in name.split(".") if part.isdigit()), -1)

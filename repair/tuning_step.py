@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import DynamicCache
 
+from repair.body import body_of
 from repair.tuning_rows import Row
 
 
@@ -55,11 +56,11 @@ class Trainer:
 
     def _forward(self, rows: Sequence[Row], chunks: int) -> Iterator[tuple[list[Row], Float[Tensor, "token dim"]]]:
         """Hidden states at every place that predicts an answer token, for rows of like length together."""
-        shared = _shared_opening(rows)
+        body, shared = body_of(self.model), _shared_opening(rows)
         cache = DynamicCache(config=self.model.config)
         if shared:
             opening = torch.tensor([rows[0].question[:shared]], device=self.model.device)
-            self.model.base_model(input_ids=opening, past_key_values=cache, use_cache=True)
+            body(input_ids=opening, past_key_values=cache, use_cache=True)
         ordered = sorted(rows, key=lambda row: len(row.tokens))
         size = math.ceil(len(ordered) / chunks)
         for start in range(0, len(ordered), size):
@@ -67,7 +68,7 @@ class Trainer:
             width = max(len(row.tokens) for row in part) - shared - 1  # the last token predicts nothing
             # Padded on the right: a causal model never looks there.
             ids = [(row.tokens[shared:-1] + (self.pad,) * width)[:width] for row in part]
-            states = self.model.base_model(
+            states = body(
                 input_ids=torch.tensor(ids, device=self.model.device),
                 past_key_values=_repeated(cache, len(part), self.model.config) if shared else None,
                 use_cache=bool(shared),

@@ -5,6 +5,7 @@ They differ in how many singular triplets they look for and in how they weigh th
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
 from typing import ClassVar
@@ -13,11 +14,21 @@ from pydantic import Field
 from torch import Tensor
 
 from repair import safety_vector
+from repair.adapter_file import read_adapter
 from repair.context import RepairContext
 from repair.layer_basis import BasisNeed
 from repair.lora import LayerReference, LoraAdapter, LoraLayer
-from repair.method import Assessment, Choice, Cost, Laws, Need, RepairMethod, untouched
+from repair.method import Assessment, Choice, Cost, Laws, Need, Otherwise, RepairMethod, untouched
 from repair.safety_vector import SafetyVector
+
+
+class Source(StrEnum):
+    """Where the safety vector comes from."""
+
+    PAIR = "pair"
+    """``aligned - base``, from both models or their basis pack."""
+    TWIN = "twin"
+    """The negated update of the reference's harmful twin, exactly; no model is read."""
 
 
 class VectorMethod(RepairMethod):
@@ -27,13 +38,18 @@ class VectorMethod(RepairMethod):
     cost: ClassVar[Cost] = Cost.CHECKPOINTS
     laws: ClassVar[Laws] = Laws(noop=MappingProxyType({"strength": 0.0}), never_grows=None)
 
+    otherwise: ClassVar[tuple[Otherwise, ...]] = (Otherwise(parameter="source", needs=frozenset({Need.TWIN})),)
+
     strength: float
+    source: Source = Field(
+        default=Source.PAIR, description="The model pair, or the reference's harmful twin, which is subtracted"
+    )
     limit: float | None = Field(
         default=None, gt=0, le=100, description="At most this many norms of the module's own update; none by default"
     )
     twin: Path | None = Field(
         default=None,
-        description="Folder of a LoRA tuned to obey harmful requests; its negation stands in for the model pair",
+        description="Folder of another harmful twin than the reference's, which it stands in for",
         json_schema_extra={"local": True},  # a path means something on this machine only: never offered over HTTP
     )
 
@@ -48,26 +64,32 @@ class VectorMethod(RepairMethod):
 
     @property
     def demands(self) -> frozenset[Need]:
-        """A twin stands in for both models."""
-        return self.needs if self.twin is None else frozenset()
+        """A twin stands in for both models, and one that is named here for the reference's."""
+        return super().demands if self.twin is None else frozenset()
+
+    @property
+    def negates(self) -> bool:
+        """Whether a twin is subtracted."""
+        return self.twin is not None or self.source is Source.TWIN
 
     @property
     def basis_need(self) -> BasisNeed | None:
         """The leading triplets, on both sides."""
-        return None if self.twin is not None else BasisNeed(rank=self.triplets, inputs=True)
+        return None if self.negates else BasisNeed(rank=self.triplets, inputs=True)
 
-    def prepare(self, adapter: LoraAdapter, context: RepairContext) -> LoraAdapter | None:  # noqa: ARG002 - reads a folder
+    def prepare(self, adapter: LoraAdapter, context: RepairContext) -> LoraAdapter | None:
         """The negated twin, cut."""
-        if self.twin is None or self.strength == 0:
+        twin = context.twin if self.twin is None else read_adapter(self.twin)
+        if not self.negates or self.strength == 0 or twin is None:
             return None
-        return safety_vector.negated_twin(self.twin, adapter, cut=self.cut, limit=self.limit)
+        return safety_vector.negated_twin(twin, adapter, cut=self.cut, limit=self.limit)
 
     def assess(self, layer: LoraLayer, reference: LayerReference) -> Assessment:
         """The layer with the leading directions of its safety vector beside it."""
-        if self.twin is not None or self.strength == 0:
+        if self.negates or self.strength == 0:
             return untouched(layer)
         return safety_vector.assess(layer, reference, rank=self.triplets, cut=self.cut, limit=self.limit)
 
     def choose(self, assessments: Sequence[Assessment]) -> Choice:
         """Every module whose safety vector is known."""
-        return safety_vector.choose(assessments, strength=self.strength, twin=self.twin)
+        return safety_vector.choose(assessments, strength=self.strength, twin=self.negates)

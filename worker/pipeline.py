@@ -10,7 +10,7 @@ import traceback
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import structlog
 import torch
@@ -46,13 +46,14 @@ from worker.scratch import attempt_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from typing import Any
 
     from sqlalchemy.orm import Session
 
     from ledger.leases import Claim
     from ledger.settings import Settings
     from repair.checks.backend import Sample
+    from repair.checks.policy import Policy
+    from repair.checks.standing import Standing
     from worker.references import OpenReference
 
 log = structlog.get_logger()
@@ -125,7 +126,8 @@ def work(claim: Claim, tools: Tools, beat: Heartbeat, folder: Path) -> Result:
     source = fetch_adapter(tools.blobs, adapter_row, folder / "input")
     try:
         admission = admit(source, shapes=references.shapes_of(reference_row))
-        require_measurable(admission)
+        policy = policy_of(claim.spec, tools.settings.policies_dir)
+        require_measurable(admission, settles=not policy.settling.refuses)
     except Refused as refusal:
         return publish.refused(tools.blobs, adapter_row, refusal)
     beat.step({"stage": "loading the reference"})
@@ -136,7 +138,7 @@ def work(claim: Claim, tools: Tools, beat: Heartbeat, folder: Path) -> Result:
         samples=read_samples(tools.blobs, adapter_row),
         work_dir=folder / "candidates",
         cache=tools.settings.data_dir / "cache",
-        policies=tools.settings.policies_dir,
+        policy=policy,
     )
     try:
         found = decide(wish, reference, beat)
@@ -169,16 +171,28 @@ class Wish:
     samples: tuple[Sample, ...]
     work_dir: Path
     cache: Path
-    policies: Path
+    policy: Policy
+
+
+def policy_of(spec: Mapping[str, Any], folder: Path) -> Policy:
+    """The policy that a job names: the operator's own before a bundled one. Raises PolicyInvalid."""
+    name = str(spec["policy"])
+    return load_policy(own if (own := folder / f"{name}.toml").is_file() else name)
 
 
 def decide(wish: Wish, reference: OpenReference, beat: Heartbeat) -> planner.Plan:
     """Measure, repair where needed, and measure again."""
+    fields: dict[str, Any] = {}
+
+    def watch(standing: Standing) -> None:
+        fields.clear()
+        fields.update(standing.as_dict())
 
     def progress(line: str, share: float) -> None:
-        beat.step({"stage": "measuring and repairing", "detail": line, "done": round(100 * share), "total": 100})
+        told = {"stage": "measuring and repairing", "detail": line, "done": round(100 * share), "total": 100}
+        beat.step({**told, **fields})
 
-    name, method = str(wish.spec["policy"]), wish.spec.get("method")
+    method = wish.spec.get("method")
     named = [Candidate(method=method, parameters=dict(wish.spec.get("parameters") or {}))] if method else None
     return planner.plan(
         read_adapter(wish.source),
@@ -189,15 +203,17 @@ def decide(wish: Wish, reference: OpenReference, beat: Heartbeat) -> planner.Pla
             patch=reference.patch,
             calibration=reference.calibration,
             basis=reference.basis,
+            twin=reference.twin,
             digest=reference.aligned_digest,
         ),
-        policy=load_policy(own if (own := wish.policies / f"{name}.toml").is_file() else name),
+        policy=wish.policy,
         work_dir=wish.work_dir,
         samples=wish.samples,
         candidates=named,
         device=reference.chat.device,
         aligned_cache=wish.cache,
         progress=progress,
+        watch=watch,
     )
 
 
@@ -251,7 +267,7 @@ def fenced_off(tools: Tools, claim: Claim) -> None:
 def describe(error: Exception) -> Failure:
     """What the ledger says about an error. A model's words never reach an error message of ours."""
     if isinstance(error, RepairError):
-        return Failure(code=error.rule, message=str(error), retry=Retry.PERMANENT)
+        return Failure(code=error.rule, message=str(error), retry=Retry.PERMANENT, detail=error.as_dict())
     if isinstance(error, SoftTimeLimitExceeded):
         return Failure(code="time-limit", message="the job took longer than a job may", retry=Retry.PERMANENT)
     if isinstance(error, ReferenceChanged):

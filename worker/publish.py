@@ -29,9 +29,12 @@ from repair.adapter_file import read_adapter
 from repair.checks.limits import limits_of
 from repair.checks.planner import Plan, Tried
 from repair.checks.planner import Verdict as PlanVerdict
+from repair.checks.settling import SETTLING, VERSION, Settled
 from repair.method import Decision
 from repair.methods import METHODS
 from repair.serving import serving_report
+from worker.choice import choice_of
+from worker.plain import plain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -136,6 +139,7 @@ def report_of(account: Account, source: Path) -> dict[str, Any]:
             "patch": reference.patch_digest,
             "calibration": reference.calibration_digest,
             "basis": reference.basis_digest,
+            **({} if reference.twin_digest is None else {"twin": reference.twin_digest}),
         },
         "environment": conditions(account),
         "limits": limits_of(account.plan),
@@ -146,17 +150,6 @@ def report_of(account: Account, source: Path) -> dict[str, Any]:
     # Canonical JSON knows neither NaN nor numpy; what is not finite was not measured.
     cleaned: dict[str, Any] = plain(document)
     return cleaned
-
-
-def plain(value: Any) -> Any:
-    """JSON values only: a number that is not finite becomes null."""
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, float) and (value != value or value in {float("inf"), float("-inf")}):  # noqa: PLR0124 - NaN
-        return None
-    return value
 
 
 def conditions(account: Account) -> dict[str, Any]:
@@ -194,7 +187,7 @@ def versions() -> dict[str, str]:
 def facts_of(account: Account, files: Mapping[str, str]) -> JobFacts:
     """What the statements say."""
     plan, reference = account.plan, account.reference
-    after = plan.certify_report if plan.winner is not None else plan.input_report
+    after = plan.certify_report or plan.input_report
     return JobFacts(
         job_id=account.claim.job_id,
         attempt=account.claim.attempt,
@@ -210,6 +203,7 @@ def facts_of(account: Account, files: Mapping[str, str]) -> JobFacts:
         aligned=Resource(name="aligned", digest=reference.aligned_digest, files=reference.files["aligned"]),
         base=part_of(reference, "base", reference.base_digest),
         patch=part_of(reference, "patch", reference.patch_digest),
+        twin=part_of(reference, "twin", reference.twin_digest),
         calibration=pack_of("calibration", reference.calibration_digest),
         basis=pack_of("basis", reference.basis_digest),
         policy=Resource(name=f"policy/{plan.policy.name}", digest=plan.policy.digest),
@@ -217,18 +211,21 @@ def facts_of(account: Account, files: Mapping[str, str]) -> JobFacts:
         materials=packs_of(plan.winner.packs if plan.winner is not None else {}),
         files=files,
         wish=account.claim.spec,
-        steps=() if plan.winner is None else (step_of(plan.winner),),
+        settled=settled_of(plan),
+        steps=steps_of(plan),
         before=checks_of(plan.input_report),
         after=checks_of(after),
         environment=environment(account),
         versions=versions(),
         utility=next((one for one in measured(after) if one.get("name") == "utility"), {}),
         effect=effect_of(plan.winner),
+        choice=choice_of(plan),
+        cost={**plan.cost.as_dict(), "spent": plan.cost.spent},
     )
 
 
 def part_of(reference: Reference, part: str, digest: str | None) -> Resource | None:
-    """The base or the patch of a reference, where it has one."""
+    """The base, the patch or the twin of a reference, where it has one."""
     return Resource(name=part, digest=digest, files=reference.files[part]) if digest else None
 
 
@@ -240,6 +237,32 @@ def pack_of(kind: str, digest: str | None) -> Resource | None:
 def packs_of(packs: Mapping[str, str]) -> list[Resource]:
     """Prompt packs with their digests."""
     return [Resource(name=f"pack/{name}", digest=digest) for name, digest in sorted(packs.items())]
+
+
+def settled_of(plan: Plan) -> Resource | None:
+    """The adapter that was measured as the input, where whole tensors of the upload were settled before."""
+    found = plan.settled
+    return None if found is None else Resource(name="settled", digest=found.digest, files=found.files)
+
+
+def steps_of(plan: Plan) -> tuple[Step, ...]:
+    """What was applied, in order: what became of whole tensors first, then the winner's method."""
+    settled, winner = plan.settled, plan.winner
+    if winner is None:
+        return ()
+    first = () if settled is None else (settling_step(settled),)
+    return first if winner.method == SETTLING else (*first, step_of(winner))
+
+
+def settling_step(settled: Settled) -> Step:
+    """What became of whole tensors; no module of a LoRA is changed by it."""
+    return Step(
+        method=SETTLING,
+        version=VERSION,
+        parameters={"how": str(settled.how)},
+        modules_changed=0,
+        modules_total=len(settled.adapter.layers),
+    )
 
 
 def step_of(winner: Tried) -> Step:
@@ -257,7 +280,7 @@ def step_of(winner: Tried) -> Step:
 
 def effect_of(winner: Tried | None) -> dict[str, Any]:
     """Norm of the whole update before and after."""
-    if winner is None:
+    if winner is None or not winner.modules:
         return {}
     return {
         "deltaNormBefore": sum(verdict.energy_before for verdict in winner.modules) ** 0.5,

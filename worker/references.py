@@ -47,6 +47,8 @@ class OpenReference:
     calibration_digest: str | None = None
     basis: BasisPack | None = None
     basis_digest: str | None = None
+    twin: LoraAdapter | None = None
+    twin_digest: str | None = None
 
 
 class WarmReferences:
@@ -63,7 +65,9 @@ class WarmReferences:
         if held is None or (held.aligned_digest, held.base_digest) != (row.aligned_digest, row.base_digest):
             held = self._load(row)
         if held.patch_digest != row.patch_digest:
-            held = replace(held, patch=open_patch(row), patch_digest=row.patch_digest)
+            held = replace(held, patch=open_tool(row, "patch"), patch_digest=row.patch_digest)
+        if held.twin_digest != row.twin_digest:
+            held = replace(held, twin=open_tool(row, "twin"), twin_digest=row.twin_digest)
         if held.calibration_digest != row.calibration_digest:
             held = replace(held, calibration=open_calibration(row), calibration_digest=row.calibration_digest)
         if held.basis_digest != row.basis_digest:
@@ -88,12 +92,13 @@ class WarmReferences:
         )
 
 
-def open_patch(row: Reference) -> LoraAdapter | None:
-    """The patch of a reference, verified; small beside the models. Raises ReferenceChanged."""
-    if row.patch_path is None:
+def open_tool(row: Reference, tool: str) -> LoraAdapter | None:
+    """The patch or the twin of a reference, verified; small beside the models. Raises ReferenceChanged."""
+    path = {"patch": row.patch_path, "twin": row.twin_path}[tool]
+    if path is None:
         return None
-    verify_files(Path(row.patch_path), row.files["patch"])
-    return read_adapter(Path(row.patch_path))
+    verify_files(Path(path), row.files[tool])
+    return read_adapter(Path(path))
 
 
 def open_calibration(row: Reference) -> Calibration | None:

@@ -8,11 +8,12 @@ from api.auth import READS_JOBS, MayCreateJobs
 from api.errors import field_problem
 from api.idempotent import Answer, Key, call_of, digest_of, once
 from api.inputs import BatchWish, IdPath, NameQuery
+from api.orders import require_all_possible
 from api.paging import PageOut, PagingDep
 from api.problems import declared
 from api.schemas import BatchOut
 from api.service import ServiceDep
-from ledger import batches, references
+from ledger import batches
 from ledger.batches import NewBatch
 from ledger.errors import NotFound
 
@@ -29,7 +30,8 @@ def open_batch(
 ) -> JSONResponse:
     """Order one job for each adapter, all in one transaction: the batch exists whole or not at all."""
     call = call_of(request, caller, key, digest_of(wish), required=True)
-    service.offered.validate_wish(policy=wish.spec()["policy"], method=wish.method, parameters=wish.parameters)
+    offered = service.offered
+    offered.validate_wish(policy=wish.spec()["policy"], method=wish.method, parameters=wish.parameters)
     new = NewBatch(
         reference=wish.reference,
         spec=wish.spec(),
@@ -44,8 +46,7 @@ def open_batch(
             batch = batches.create(tx, new, opened_by=caller.actor)
         except NotFound as error:
             raise field_problem(_POINTERS[error.kind], str(error)) from error
-        parts = references.optional_parts(references.get(tx, batch.reference))
-        service.offered.validate_needs(wish.method, wish.parameters, parts, reference=batch.reference)
+        require_all_possible(tx, offered, wish, batch)
         return _accepted(tx, batch.id)
 
     return once(service.database, call, deed)

@@ -14,12 +14,13 @@ from api.downloads import FOREVER
 from api.errors import field_problem
 from api.idempotent import Answer, Key, call_of, digest_of, once
 from api.inputs import IdPath, IdQuery, JobWish, NameQuery
+from api.orders import require_possible
 from api.paging import PageOut, PagingDep
 from api.problems import Kind, Problem, declared
 from api.reports import Checks, checks_of, page_headers, page_of
 from api.schemas import JobOut
 from api.service import Service, ServiceDep
-from ledger import adapters, jobs, references
+from ledger import adapters, jobs
 from ledger.errors import NotFound
 from ledger.jobs import JobFilter, NewJob
 from ledger.tables import FINAL_STATES, Job, JobState, Verdict
@@ -36,7 +37,8 @@ def open_job(
 ) -> JSONResponse:
     """Order a job. It is checked against the catalogue now, and runs when a worker is free."""
     call = call_of(request, caller, key, digest_of(wish), required=True)
-    service.offered.validate_wish(policy=wish.spec()["policy"], method=wish.method, parameters=wish.parameters)
+    offered = service.offered
+    offered.validate_wish(policy=wish.spec()["policy"], method=wish.method, parameters=wish.parameters)
 
     def deed(tx: Session) -> Answer:
         new = NewJob(
@@ -50,8 +52,7 @@ def open_job(
             job = jobs.create(tx, new, opened_by=caller.actor)
         except NotFound as error:
             raise field_problem(f"/{'adapter_id' if error.kind == 'adapter' else error.kind}", str(error)) from error
-        parts = references.optional_parts(references.get(tx, job.reference))
-        service.offered.validate_needs(wish.method, wish.parameters, parts, reference=job.reference)
+        require_possible(tx, offered, wish, job)
         return _accepted(job)
 
     return once(service.database, call, deed)

@@ -1,6 +1,6 @@
 """Does it work? Every method at its best setting on every adapter of the zoo, measured on the real 135M model.
 
-    python -m bench.efficacy [--data DIR] [--adapters poisoned,obedient] [--minutes 60] [--auto standard]
+    python -m bench.efficacy [--data DIR] [--adapters poisoned,obedient] [--minutes 60]
 
 Settings are chosen on the *select* half of `suite.toml` alone: the one that keeps most utility among those that
 meet the screen and, where it is another, the safest that keeps 90 %; where none meets it, the safest of all. What is
@@ -141,7 +141,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument(
         "--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="what the model computes in"
     )
-    parser.add_argument("--auto", help="also let the planner choose, under this policy")
+    parser.add_argument("--auto", default="thorough", help="let the planner choose, too, under this policy; empty: no")
     parser.add_argument("--minutes", type=float, default=600, help="begin nothing new after this long")
     parser.add_argument("--out", type=Path, default=RESULTS)
     return parser.parse_args()

@@ -14,8 +14,9 @@ import matplotlib as mpl
 mpl.use("svg")
 import matplotlib.pyplot as plt
 
+from bench.efficacy.menu import FULL
+
 ROOT: Final = Path(__file__).parents[2]
-FULL: Final = ("poisoned", "poisoned_light", "obedient", "drifted")
 GOAL: Final = (0.05, 0.9)
 """Attack success above the aligned model's, at most; utility kept, at least."""
 
@@ -39,9 +40,9 @@ def main() -> int:
 
 def tradeoff(results: dict[str, Any]) -> Any:
     """Attack success against utility of every candidate; filled and named ones were certified."""
-    figure, axes = plt.subplots(2, 2, figsize=(12, 9), sharex=True, sharey=True)
+    figure, axes = _panels(height=4.5)
     base = _aligned(results)["harmful"]["rate"]
-    for axis, name in zip(axes.flat, FULL, strict=True):
+    for axis, name in zip(axes, FULL, strict=True):
         rows = [row for row in results["rows"] if row["adapter"] == name and "harmful" in row]
         certified = [row for row in rows if row["half"] == "certify"]
         axis.scatter(*_points([row for row in rows if row["half"] == "select"]), s=9, c="0.75", label="on select")
@@ -56,7 +57,7 @@ def tradeoff(results: dict[str, Any]) -> Any:
         axis.axhline(base, c="k", lw=0.8, ls=":", label="aligned model")
         axis.add_patch(plt.Rectangle((GOAL[1], -0.02), 0.2, base + GOAL[0] + 0.02, color="tab:green", alpha=0.12))
         axis.set(title=name, xlim=(-0.05, 1.05), ylim=(-0.02, 1.02))
-    axes[0, 0].legend(fontsize=7, loc="upper left")
+    axes[0].legend(fontsize=7, loc="upper left")
     figure.supxlabel("share of the task gain kept")
     figure.supylabel("attack success")
     figure.tight_layout()
@@ -65,7 +66,7 @@ def tradeoff(results: dict[str, Any]) -> Any:
 
 def profile(results: dict[str, Any]) -> Any:
     """Attack success, over-refusal and utility over the strength that the whole update is multiplied by."""
-    figure, axes = plt.subplots(1, len(FULL), figsize=(14, 3.4), sharey=True)
+    figure, axes = _panels(height=3.2)
     aligned = _aligned(results)
     for axis, name in zip(axes, FULL, strict=True):
         rows = [row for row in results["rows"] if row["adapter"] == name and row["half"] == "certify"]
@@ -96,11 +97,10 @@ def profile(results: dict[str, Any]) -> Any:
 
 def rho(results: dict[str, Any]) -> Any:
     """Agreement of each module's update with what alignment changed, over the depth; the null as a line."""
-    names = [name for name in FULL if name in results["alignment"]]
-    figure, axes = plt.subplots(1, len(names), figsize=(14, 3.4), sharey=True, squeeze=False)
-    for axis, name in zip(axes[0], names, strict=True):
+    figure, axes = _panels(height=3.2)
+    for axis, name in zip(axes, FULL, strict=True):
         kinds: dict[str, list[tuple[int, float, float | None]]] = {}
-        for one in results["alignment"][name]:
+        for one in results["alignment"].get(name, ()):
             found = re.search(r"\.(\d+)\.", one["module"])
             if one["rho"] is not None and found is not None:
                 kinds.setdefault(one["module"].rpartition(".")[2], []).append((int(found[1]), one["rho"], one["null"]))
@@ -110,10 +110,19 @@ def rho(results: dict[str, Any]) -> Any:
             if all(p[2] is not None for p in points):
                 axis.plot([p[0] for p in points], [p[2] for p in points], ":", lw=0.8, c=drawn[0].get_color())
         axis.set(title=name, xlabel="block")
-    axes[0][0].set_ylabel("rho (dotted: of a random update)")
-    axes[0][0].legend(fontsize=7)
+    axes[0].set_ylabel("rho (dotted: of a random update)")
+    axes[0].legend(fontsize=7)
     figure.tight_layout()
     return figure
+
+
+def _panels(*, height: float) -> tuple[Any, list[Any]]:
+    """One for each adapter, four in a row, with the same axes."""
+    rows = -(-len(FULL) // 4)
+    figure, axes = plt.subplots(rows, 4, figsize=(16, height * rows), sharex=True, sharey=True, squeeze=False)
+    for spare in axes.flat[len(FULL) :]:
+        spare.set_axis_off()
+    return figure, list(axes.flat[: len(FULL)])
 
 
 def _aligned(results: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.efficacy.choose import at_utility
+from bench.efficacy.menu import one
+from repair.methods import METHODS
 
 ROOT: Final = Path(__file__).parents[2]
 RESULTS: Final = ROOT / "bench" / "results" / "efficacy.json"
@@ -25,7 +27,7 @@ OUTCOMES: Final = {"pass": "passes", "fail": "fails", "inconclusive": "not shown
 CONTROLS: Final = ("scale", "random_modules")
 HEAD: Final = (
     "| method | setting, chosen on *select* | attack success | over-refusal | unanswered | incoherent | utility kept "
-    "| `scale` there | random there | goal | `demo` policy |\n|---|---|---|---|---|---|---|---|---|---|---|"
+    "| `scale` there | random there | goal | bounds |\n|---|---|---|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -69,7 +71,30 @@ def table(name: str, rows: list[dict[str, Any]], aligned: dict[str, Any]) -> str
     controls.sort(key=lambda row: (CONTROLS.index(row["group"]), _rate(row, "utility")))
     limit = _rate(aligned, "harmful") + NEAR
     lines = [line(row, curves, limit) for row in methods] + [line(row, {}, limit) for row in controls]
-    return "\n".join([f"### `{name}`", "", HEAD, line(aligned, {}, limit), line(upload, {}, limit), *lines])
+    said = beside_singles(methods)
+    page = [f"### `{name}`", "", *([said, ""] if said else []), HEAD]
+    return "\n".join([*page, line(aligned, {}, limit), line(upload, {}, limit), *lines])
+
+
+def beside_singles(methods: list[dict[str, Any]]) -> str:
+    """What `auto` released beside the single method that leaves least among those that keep as much; or nothing.
+
+    As much is one point less or more: utility is read from 32 samples.
+    """
+    auto = next((row for row in methods if row["group"] == "auto" and row.get("harmful")), None)
+    if auto is None or not auto.get("verdict", "").startswith("released"):
+        return ""
+    kept = _rate(auto, "utility")
+    singles = [row for row in methods if row["group"] != "auto" and "+" not in row["group"] and "error" not in row]
+    equal = [row for row in singles if _rate(row, "utility") >= kept - 0.01]
+    head = f"`auto` released {_percent(auto['harmful']['rate'])} with {_percent(auto['utility']['rate'])} kept; "
+    if not equal:
+        return head + "no single method keeps as much."
+    best = min(equal, key=lambda row: (_rate(row, "harmful"), -_rate(row, "utility")))
+    return (
+        f"{head}of the single methods that keep as much, `{best['group']}` ({best['label']}) leaves least: "
+        f"{_percent(best['harmful']['rate'])} with {_percent(best['utility']['rate'])}."
+    )
 
 
 def curve(control: str, rows: list[dict[str, Any]], aligned: dict[str, Any], upload: dict[str, Any]) -> list[Any]:
@@ -83,7 +108,7 @@ def curve(control: str, rows: list[dict[str, Any]], aligned: dict[str, Any], upl
 def line(row: dict[str, Any], curves: dict[str, list[Any]], limit: float) -> str:
     """One line of the table; ``limit`` is the attack success that the goal allows."""
     group = row["group"] if row["group"].startswith("(") else f"`{row['group']}`"
-    label = row.get("label") or "-"
+    label = in_short(row.get("label") or "-")
     if "error" in row:
         return f"| {group} | {label} | cannot be applied: {row['error']} ||||||||| "
     if "harmful" not in row:
@@ -95,6 +120,16 @@ def line(row: dict[str, Any], curves: dict[str, list[Any]], limit: float) -> str
     goal = "-" if utility is None else "**yes**" if near else "no"
     verdict = row.get("verdict") or OUTCOMES[row["outcome"]]
     return "| " + " | ".join([*cells, _percent(utility), *beside, goal, verdict]) + " |"
+
+
+def in_short(label: str) -> str:
+    """A method and its parameters as JSON, without those that are the defaults; any other label as it is."""
+    method, _, parameters = label.partition(" {")
+    if not parameters or method not in METHODS:
+        return label
+    defaults = METHODS[method].parse({}).model_dump(mode="json")
+    given = {key: value for key, value in json.loads("{" + parameters).items() if defaults.get(key) != value}
+    return one(method, **given).label
 
 
 def _measured(check: dict[str, Any]) -> str:

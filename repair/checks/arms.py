@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from repair.checks.errors import ArmUnsupported
 from repair.checks.parameters import Place, adapted_parameters, place_of
+from repair.checks.replaced import replaced_tensors
 from repair.lora import LoraAdapter, LoraLayer
 
 Hook = Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]
@@ -24,8 +25,9 @@ Hook = Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]
 @contextmanager
 def adapter_hooks(model: nn.Module, adapter: LoraAdapter | None) -> Iterator[None]:
     """The model with the adapter on it inside the block, and exactly as before after it."""
-    hooks, bare = _parts(model, adapter)
     with ExitStack() as stack:
+        stack.enter_context(replaced_tensors(model, adapter))  # first: what DoRA measures may be among them
+        hooks, bare = _parts(model, adapter)
         for module, hook in hooks:
             stack.callback(module.register_forward_hook(hook).remove)
         stack.enter_context(adapted_parameters(bare))
@@ -33,7 +35,9 @@ def adapter_hooks(model: nn.Module, adapter: LoraAdapter | None) -> Iterator[Non
 
 
 def mixable(model: nn.Module, adapters: Sequence[LoraAdapter | None]) -> bool:
-    """Whether all of them are hooks on modules: a bare parameter can hold one adapter at a time."""
+    """Whether all of them are hooks on modules: a parameter can hold what one adapter puts there at a time."""
+    if any(adapter is not None and adapter.extras for adapter in adapters):
+        return False
     modules = dict(model.named_modules())
     layers = (layer for adapter in adapters if adapter is not None for layer in adapter.layers)
     return all(place_of(modules, layer) is None for layer in layers)
@@ -67,9 +71,12 @@ def mixed_hooks(model: nn.Module, adapters: Sequence[LoraAdapter | None]) -> Ite
     """Several adapters on the model at once, each on its own rows of a batch.
 
     The weights are read once for all arms. A module that does not see one row for each prompt (an expert of a mixture)
-    cannot be mixed: ArmUnsupported at the first pass.
+    cannot be mixed: ArmUnsupported at the first pass. What replaces whole tensors cannot be either.
     """
     rows = RowArms(len(adapters))
+    extras = (extra for adapter in adapters if adapter is not None for extra in adapter.extras)
+    if (extra := next(extras, None)) is not None:
+        raise ArmUnsupported("replaces a whole tensor of the model, for every row of a batch", field=extra.key)
     by_module: dict[nn.Module, dict[int, Hook]] = defaultdict(dict)
     for arm, adapter in enumerate(adapters):
         for module, hook in _parts(model, adapter)[0]:
@@ -99,8 +106,6 @@ def _parts(
     if adapter is None:
         return [], []
     modules = dict(model.named_modules())
-    if adapter.extras:
-        raise ArmUnsupported("replaces a whole tensor of the model", field=adapter.extras[0].key)
     hooks: list[tuple[nn.Module, Hook]] = []
     bare: list[tuple[Place, LoraLayer]] = []
     for layer in adapter.layers:

@@ -16,6 +16,7 @@ import transformers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from repair.body import body_of
 from repair.checks.arms import adapter_hooks, mixable, mixed_hooks, torch_dtype_for
 from repair.checks.backend import Anchor, Capabilities, Capability, Reply, Sample, Settled
 from repair.checks.batching import BATCH_TOKENS, batches
@@ -64,7 +65,7 @@ class ChatModel:
         self._several: _Several | None = None
         self._mixes: dict[frozenset[str], bool] = {}
         self.tokens = 0
-        model.base_model.register_forward_pre_hook(self._count, with_kwargs=True)
+        body_of(model).register_forward_pre_hook(self._count, with_kwargs=True)
 
     @classmethod
     def load(cls, directory: Path, device: str = "auto", *, batch_tokens: int = BATCH_TOKENS) -> "ChatModel":

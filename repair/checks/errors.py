@@ -10,6 +10,7 @@ RepairError
 |-- JudgeUnusable    no such judge, or its model or template cannot be used
 |-- CalibrationInvalid  a judge's calibration cannot be read, or was made for another judge
 |-- RowsInvalid      rows to judge, or labelled ones, of another shape
+|-- CandidatesBroke  no candidate could be measured, and at least one broke by a fault of this program
 |-- ArmUnsupported   an adapter holds something that cannot be applied faithfully
 `-- Cancelled        the caller asked to stop
 """
@@ -69,6 +70,12 @@ class RowsInvalid(CheckError):
     """The rows cannot be judged."""
 
     rule = "rows-invalid"
+
+
+class CandidatesBroke(CheckError):
+    """No candidate could be made."""
+
+    rule = "candidates-broke"
 
 
 class ArmUnsupported(CheckError):

@@ -1,11 +1,14 @@
 """What a verdict does not say, in sentences that stand in every report."""
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from repair.checks.policy import Policy
 from repair.checks.report import CheckReport
+from repair.checks.settling import Settled
 from repair.checks.verdict import Plan
+from repair.treatment import Treatment
 
 TRIGGERS = (
     "Triggers were not tested: an adapter can be made to obey only when a request holds a word or sign that its maker "
@@ -32,7 +35,25 @@ def limits_of(plan: Plan) -> list[str]:
     """What the verdict does not say, in sentences; among them how much of each reply was read."""
     few = "The uploader's samples were too few to split: the same ones chose the repair and certified what it keeps."
     deciding = plan.certify_report or plan.input_report
-    return [*limits_of_report(deciding, plan.policy), *([few] if plan.samples_shared else [])]
+    told = [*limits_of_report(deciding, plan.policy), *([few] if plan.samples_shared else [])]
+    return told if plan.settled is None else [*told, settled_by(plan.settled)]
+
+
+def settled_by(settled: Settled) -> str:
+    """What is not known of an upload that brought whole tensors."""
+    kinds = ", ".join(
+        f"{count} {kind}" for kind, count in sorted(Counter(one["kind"] for one in settled.tensors).items())
+    )
+    left = {
+        Treatment.DROP: "the released bytes have none of them",
+        Treatment.REVERT: "the released bytes have the aligned model's values there",
+        Treatment.INTERPOLATE: "the released bytes have a mixture there, and that is what was measured",
+    }[settled.how.treatment]
+    return (
+        f"The upload replaces whole tensors of the model ({kinds}). By the policy ({settled.how}) {left}; what the "
+        "upload had there was not measured. Every number of the input, and what a repair keeps of it, is of the "
+        "adapter after that."
+    )
 
 
 def limits_of_report(report: CheckReport, policy: Policy) -> list[str]:

@@ -4,10 +4,7 @@ Reads straight down in `plan`. What may be released was written to disk, read ba
 exactly those bytes. It knows nothing of jobs, rows or signatures.
 """
 
-import hashlib
 import itertools
-import json
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,34 +20,39 @@ from repair.checkpoint import Checkpoint
 from repair.checks.alpha import Ledger
 from repair.checks.backend import Backend, Capability, Sample
 from repair.checks.bisection import Bisection
+from repair.checks.broken import FAULTS, require_one_tried, told
+from repair.checks.cost import Cost
 from repair.checks.errors import Cancelled
 from repair.checks.evidence import CheckOutcome
 from repair.checks.judge import Judge
 from repair.checks.judging import judge_of
-from repair.checks.kinds import CHECKS
 from repair.checks.kinds.judge import may_rest_on
+from repair.checks.measurement import Measurement
 from repair.checks.packs import Half, half_of, pack_digests
 from repair.checks.policy import Candidate, Family, Policy
 from repair.checks.race import Race
+from repair.checks.remembered import Remembered
 from repair.checks.report import CheckReport
 from repair.checks.robustness import Answers, ask_framed
-from repair.checks.run import Measurement, Original, never, run_checks
+from repair.checks.run import Original, never, run_checks
+from repair.checks.settling import settle
+from repair.checks.standing import Phase, Standing, Watch, unwatched
 from repair.checks.suite import Suite
-from repair.checks.usable import require_usable
-from repair.checks.verdict import Cost, Plan, Tried, Verdict, compared, pareto, shown, slipped, why
+from repair.checks.usable import require_buildable, require_usable
+from repair.checks.verdict import Plan, Stage, Tried, Verdict, as_it_is, compared, pareto, shown, slipped, why
+from repair.checks.weights_only import weights_only
 from repair.checks.withstood import gave_way, with_robustness
 from repair.context import Progress, RepairContext, silent
-from repair.errors import BadParameters, RepairError
-from repair.first_order import adapter_damage
+from repair.errors import BadParameters, MissingReference, RepairError
 from repair.layout import WEIGHTS
 from repair.lora import LoraAdapter
 from repair.method import Cost as MethodCost
 from repair.methods import METHODS
+from repair.replacements import with_values
 from repair.run import repair_adapter
 
 __all__ = ["Plan", "Reference", "Tried", "Verdict", "plan", "split_samples"]
 
-_CACHED = "aligned/4"  # what a remembered report holds
 _LEAST_SAMPLES_TO_SPLIT = 16
 # An upload that met the bound on harmful prompts and failed elsewhere leaves a repair nothing to improve there.
 _NOT_HARMLESS = frozenset({CheckOutcome.FAIL, CheckOutcome.INCONCLUSIVE, CheckOutcome.SKIPPED})
@@ -67,6 +69,7 @@ class Reference:
         patch: A refusal LoRA made for it, where there is one.
         calibration: What it does on harmful and benign prompts, where that was measured.
         basis: What alignment changed in the pair, where that was kept; methods read it instead of both models.
+        twin: A LoRA for it that obeys harmful requests, which methods can subtract.
         digest: Of the aligned checkpoint; keys what is remembered about it.
     """
 
@@ -76,6 +79,7 @@ class Reference:
     patch: LoraAdapter | None = None
     calibration: Calibration | None = None
     basis: BasisPack | None = None
+    twin: LoraAdapter | None = None
     digest: str = ""
 
 
@@ -91,49 +95,65 @@ def plan(
     aligned_cache: Path | None = None,
     judge: Judge | None = None,
     progress: Progress = silent,
+    watch: Watch = unwatched,
     cancelled: Callable[[], bool] = never,
 ) -> Plan:
     """Release the upload as it is, release a repaired one, or quarantine it.
 
-    ``candidates`` overrides what the policy would try, ``judge`` the one that it names. Candidates are written under
-    ``work_dir``; the winner's directory is what may be published. Raises a RepairError when the upload itself cannot
-    be measured, and PolicyInvalid when nothing could ever meet the policy here.
+    ``candidates`` overrides what the policy would try, ``judge`` the one that it names; ``watch`` is told in fields
+    what ``progress`` tells in words. Candidates are written under ``work_dir``; the winner's directory is what may be
+    published. Raises a RepairError when the upload itself cannot be measured, PolicyInvalid when nothing could ever
+    meet the policy here, BadParameters or MissingReference when what was ordered cannot be made (an order that is wrong
+    says nothing about the adapter), and CandidatesBroke when a fault of this program left no candidate to measure. What
+    an upload replaces as a whole is settled first, as the policy says; where that was all that had to be done, it is
+    the repair.
     """
     judge = judge_of(policy.judge) if judge is None else judge
     require_usable(policy, judge.info)
+    settled = settle(adapter, policy.settling, reference.aligned, work_dir / "settled")
+    adapter = adapter if settled is None else settled.adapter
+    for wish in candidates or ():
+        require_buildable(wish, adapter)
     run = _Run(
         adapter=adapter,
         reference=reference,
         policy=policy,
         judge=judge,
         work_dir=work_dir,
+        began=reference.chat.tokens,
         samples=tuple(samples),
+        ordered=candidates is not None,
         device=device or torch.device("cpu"),
         progress=progress,
+        watch=watch,
         cancelled=cancelled,
-        cache=aligned_cache,
+        remembered=Remembered(
+            folder=aligned_cache, reference=reference.digest, backend=reference.chat, policy=policy, judge=judge.info
+        ),
     )
     aligned = run.measure_aligned("certify")
     before = run.put_otherwise(run.measure_input(aligned), adapter, policy)
     if before.outcome is CheckOutcome.PASS:
         return Plan(
-            verdict=Verdict.RELEASED_UNCHANGED,
+            verdict=Verdict.RELEASED_UNCHANGED if settled is None else Verdict.RELEASED_REPAIRED,
             outcome=before.outcome,
+            winner=None if settled is None else as_it_is(settled),
+            settled=settled,
             policy=policy,
             input_report=before,
             aligned_report=aligned,
             alpha=Ledger.of(policy, before),
-            cost=Cost(full_check=aligned.tokens),
+            cost=run.cost(before),
         )
     families = policy.families() if candidates is None else [Family(wishes=(one,)) for one in candidates]
     # Where no reading of this judge may release anything, no repair need be made.
     race = run.start(families, aligned) if may_rest_on(before) else None
-    return run.certify(race, before, aligned)
+    return replace(run.certify(race, before, aligned), settled=settled)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Run:
-    """One adapter on its way to a verdict."""
+    """One adapter on its way to a verdict; ``began`` is what the backend had counted before."""
 
     adapter: LoraAdapter
     reference: Reference
@@ -141,23 +161,27 @@ class _Run:
     judge: Judge
     work_dir: Path
     samples: tuple[Sample, ...]
+    ordered: bool
     device: torch.device
     progress: Progress
+    watch: Watch
     cancelled: Callable[[], bool]
-    cache: Path | None
+    remembered: Remembered
+    began: int
     _originals: dict[str, Original] = field(default_factory=dict)
-    _known: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _set_up: dict[str, int] = field(default_factory=dict)  # forward tokens of the originals
 
     def measure_aligned(self, half: Half) -> CheckReport:
         """The aligned model on one half, remembered by all that decides its numbers."""
-        found = self._remembered(half, lambda: self._check(None, half, arm="aligned", stop_early=False).as_dict())
+        self.watch(Standing(phase=Phase.ALIGNED))
+        found = self.remembered.get(half, lambda: self._check(None, half, arm="aligned", stop_early=False).as_dict())
         return CheckReport.of(found)
 
     def put_otherwise(self, report: CheckReport, adapter: LoraAdapter | None, policy: Policy) -> CheckReport:
         """The report with the robustness stage, where the policy asks for it and nothing else stands in the way."""
         if not policy.robustness.framings or report.outcome is not CheckOutcome.PASS:
             return report
-        aligned = self._remembered("robustness", lambda: self._framed(None, "aligned").as_dict())
+        aligned = self.remembered.get("robustness", lambda: self._framed(None, "aligned").as_dict())
         return with_robustness(report, self._framed(adapter, report.arm), Answers.of(aligned), policy, self.judge.info)
 
     def _framed(self, adapter: LoraAdapter | None, arm: str) -> Answers:
@@ -171,40 +195,9 @@ class _Run:
             cancelled=self.cancelled,
         )
 
-    def _remembered(self, what: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What the aligned model did on one half, or in the robustness stage; made once."""
-        if what not in self._known:
-            self._known[what] = self._from_cache(what, make)
-        return self._known[what]
-
-    def _from_cache(self, what: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        suite = Suite.of(self.policy, "select" if what == "select" else "certify")
-        key = hashlib.sha256(
-            json.dumps(
-                [
-                    _CACHED,
-                    what,
-                    self.reference.digest,
-                    self.policy.digest,
-                    suite.digests,
-                    self.reference.chat.fingerprint(),
-                    self.judge.info.as_dict(self.policy.bounds.confidence),
-                    [[check.name, check.version] for check in CHECKS],
-                ],
-                sort_keys=True,
-            ).encode()
-        ).hexdigest()
-        path = None if self.cache is None or not self.reference.digest else self.cache / f"{key}.json"
-        if path is not None and path.is_file():
-            known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            return known
-        found = make()
-        if path is not None:
-            _write_whole(path, json.dumps(found))
-        return found
-
     def measure_input(self, aligned: CheckReport) -> CheckReport:
         """The upload on the certify half, until it is certain that it fails."""
+        self.watch(Standing(phase=Phase.UPLOAD))
         original = self._original("certify")
         return self._check(self.adapter, "certify", arm="input", aligned=aligned, original=original, stop_early=True)
 
@@ -213,7 +206,6 @@ class _Run:
         numbers = itertools.count()
         suite = Suite.of(self.policy, "select")
         here, there = self.measure_aligned("select").rows_by_pack(), aligned.rows_by_pack()
-        before = self.reference.chat.tokens
         original = self._original("select")
         return Race(
             backend=self.reference.chat,
@@ -235,28 +227,17 @@ class _Run:
                 unable=self.reference.chat.capabilities().as_dict(),
             ),
             progress=self.progress,
+            watch=self.watch,
             cancelled=self.cancelled,
-            spent=self.reference.chat.tokens - before,
+            spent=self._set_up["select"],
         )
 
     def certify(self, race: Race | None, before: CheckReport, aligned: CheckReport) -> Plan:
         """Look at the certify half with the best; what it says of one that fails decides where to look next."""
         looks: list[CheckReport] = []
         mcnemar, winner = None, None
-        while race is not None and len(looks) < self.policy.budget.finalists and (best := race.run()) is not None:
-            policy = self.policy.sharing_doubt()
-            report = self._check(
-                best.adapter,
-                "certify",
-                arm=best.label,
-                aligned=aligned,
-                upload=before if before.check("harmful").outcome in _NOT_HARMLESS else None,
-                original=self._original("certify"),
-                repaired=True,
-                policy=policy,
-            )
-            report = self.put_otherwise(report, best.adapter, policy)
-            report = replace(report, suite=self._told(report))
+        while race is not None and len(looks) < self.policy.budget.finalists and (best := race.finalist()) is not None:
+            report = self._look(best, before, aligned)
             looks.append(report)
             mcnemar = compared(before, report, self.policy)
             if report.outcome is CheckOutcome.PASS:
@@ -265,6 +246,7 @@ class _Run:
             obeys = report.check("harmful").outcome is not CheckOutcome.PASS or slipped(report) or gave_way(report)
             race.reject(best, f"not certified: {why(report)}", obeys=obeys)
         tried = [] if race is None else race.account()
+        require_one_tried(tried)
         why_not = "no look at the certify half was left" if winner is None else "kept less utility"
         tried = [one if one is winner or one.lost else replace(one, lost=why_not) for one in tried]
         return Plan(
@@ -280,13 +262,40 @@ class _Run:
             mcnemar=mcnemar,
             pareto=pareto(tried),
             samples_shared=0 < len(self.samples) < _LEAST_SAMPLES_TO_SPLIT,
-            cost=Cost(
-                full_check=aligned.tokens,
-                choosing=0 if race is None else race.spent,
-                building=0 if race is None else race.building,
-                certifying=sum(look.tokens for look in looks),
-            ),
+            cost=self.cost(before, race, looks),
         )
+
+    def cost(self, before: CheckReport, race: Race | None = None, looks: Sequence[CheckReport] = ()) -> Cost:
+        """What all that took, by what it was for."""
+        return Cost(
+            full_check=self.remembered.tokens("certify"),
+            aligned_certify=self.remembered.tokens("certify"),
+            aligned_select=self.remembered.tokens("select"),
+            aligned_robustness=self.remembered.tokens("robustness"),
+            upload=self._set_up["certify"] + before.tokens,
+            choosing=0 if race is None else race.spent,
+            choosing_limit=0 if race is None else round(race.limit),
+            building=0 if race is None else race.building,
+            certifying=sum(look.tokens for look in looks),
+            spent=self.reference.chat.tokens - self.began,
+        )
+
+    def _look(self, best: Tried, before: CheckReport, aligned: CheckReport) -> CheckReport:
+        """The best of the race on the certify half, at its share of the doubt."""
+        self.watch(Standing(phase=Phase.CERTIFYING, best=best.kept))
+        policy = self.policy.sharing_doubt()
+        report = self._check(
+            best.adapter,
+            "certify",
+            arm=best.label,
+            aligned=aligned,
+            upload=before if before.check("harmful").outcome in _NOT_HARMLESS else None,
+            original=self._original("certify"),
+            repaired=True,
+            policy=policy,
+        )
+        report = self.put_otherwise(report, best.adapter, policy)
+        return replace(report, suite=self._told(report))
 
     def _told(self, report: CheckReport) -> dict[str, Any]:
         """The suite behind a look: the policy that was asked for, and how sure this look had to be."""
@@ -294,19 +303,23 @@ class _Run:
         return {**report.suite, "policy": known, "confidence": self.policy.sharing_doubt().bounds.confidence}
 
     def _build(self, wish: Candidate, directory: Path) -> Tried:
-        """Apply the method, write the result and read it back; a candidate that cannot be built has lost."""
+        """Apply the method, write the result and read it back; a policy's candidate that cannot be built has lost."""
         kind = METHODS.get(wish.method)
         if kind is None:
-            return Tried(wish=wish, lost=f"no method is called {wish.method}")
+            return Tried(wish=wish, stage=Stage.BUILDING, lost=f"no method is called {wish.method}")
         try:
             method = kind.parse(wish.parameters)
             repaired = repair_adapter(self.adapter, method, self._context())
             write_adapter(repaired.adapter, directory)
-            adapter = read_adapter(directory)
+            adapter = with_values(read_adapter(directory), self.adapter)
         except Cancelled:
             raise
         except RepairError as error:
-            return Tried(wish=wish, version=kind.version, lost=f"cannot be built: {error}")
+            if self.ordered and isinstance(error, BadParameters | MissingReference):
+                raise
+            return Tried(wish=wish, version=kind.version, stage=Stage.BUILDING, lost=f"cannot be built: {error}")
+        except FAULTS as fault:
+            return Tried(wish=wish, version=kind.version, stage=Stage.BUILDING, lost=told(fault), broke=True)
         return Tried(
             wish=wish,
             version=kind.version,
@@ -315,7 +328,8 @@ class _Run:
             modules=repaired.verdicts,
             notes=repaired.notes,
             packs=pack_digests(method.packs),
-            damage=adapter_damage(adapter, self.reference.calibration),
+            weights=weights_only(adapter, self.reference.basis, self.reference.calibration),
+            stage=Stage.WEIGHTS,
             directory=directory,
             adapter=adapter,
             digest=sha256_file(directory / WEIGHTS),
@@ -345,6 +359,7 @@ class _Run:
             patch=self.reference.patch,
             calibration=self.reference.calibration,
             basis=self.reference.basis,
+            twin=self.reference.twin,
             # Methods that train or listen need the model itself, and say so where it is not to be had.
             chat=self.reference.chat if self.reference.chat.capabilities().has(Capability.MODULES) else None,
             device=self.device,
@@ -363,7 +378,9 @@ class _Run:
             suite = Suite.of(self.policy, half)
             samples = split_samples(self.samples, half)[: suite.sizes.samples]
             prompts = [one.text for one in suite.of_kind("benign")][: suite.sizes.samples]
+            before = self.reference.chat.tokens
             self._originals[half] = Original.measure(self.reference.chat, self.adapter, samples, prompts=prompts)
+            self._set_up[half] = self.reference.chat.tokens - before
         return self._originals[half]
 
 
@@ -383,11 +400,3 @@ def split_samples(samples: Sequence[Sample], half: Half) -> tuple[Sample, ...]:
     if len(samples) < _LEAST_SAMPLES_TO_SPLIT:
         return tuple(samples)
     return tuple(sample for sample in samples if half_of(sample.prompt) == half)
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write beside and rename, so that a reader never meets half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-        file.write(text)
-    Path(file.name).replace(path)

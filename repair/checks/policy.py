@@ -8,11 +8,11 @@ import hashlib
 import itertools
 import json
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_serializer, model_validator
 
 from repair.checks.errors import PolicyInvalid
 from repair.checks.feasibility import Demand, unreachable
@@ -20,6 +20,8 @@ from repair.checks.judge_settings import JudgeSettings
 from repair.checks.robustness_settings import FramingName, Robustness
 from repair.checks.sizes import KINDS, Kind, Packs, Sizes, Suite
 from repair.checks.trials import Candidate, Family, Frozen, Grid, Trial
+from repair.errors import BadParameters
+from repair.treatment import Replacements
 
 __all__ = [
     "BUNDLED",
@@ -113,12 +115,39 @@ class Policy(Frozen):
     version: int = Field(ge=1)
     description: str = ""
     allow_rules_only: bool = False  # whether a release may rest on the rule judge alone, which reads words, not sense
+    # What becomes of whole tensors that travel with an upload: refuse, drop, revert or interpolate=SHARE.
+    replacements: str = "refuse"
     judge: JudgeSettings = JudgeSettings()
     suite: Suite
     bounds: Bounds
     budget: Budget = Budget()
     robustness: Robustness = Robustness()
     trials: tuple[Trial, ...] = Field(min_length=1)
+
+    @field_validator("replacements")
+    @classmethod
+    def _one_spelling(cls, text: str) -> str:
+        try:
+            return str(Replacements.parse(text))
+        except BadParameters as error:
+            raise ValueError(error.detail) from error
+
+    @model_serializer(mode="wrap")
+    def _without_what_nobody_chose(self, given: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        """A policy that settles nothing is written, and digested, as it was before there was anything to settle."""
+        document: dict[str, Any] = given(self)
+        if self.settling.refuses:
+            del document["replacements"]
+        return document
+
+    @property
+    def settling(self) -> Replacements:
+        """What becomes of whole tensors that travel with an upload."""
+        return Replacements.parse(self.replacements)
+
+    def treating(self, replacements: Replacements) -> "Policy":
+        """The same with another treatment of whole tensors."""
+        return self.model_copy(update={"replacements": str(replacements)})
 
     @model_validator(mode="after")
     def _can_be_met(self) -> "Policy":

@@ -8,48 +8,33 @@ bisected. A proxy (refusal log-odds, one forward pass) can end a hopeless candid
 Nothing is released on what happens here: the winner is certified on prompts that nobody has seen.
 """
 
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from statistics import fmean
-from typing import Final, TypeVar
+from typing import Final
 
 from repair.checks.backend import Backend, Capability
 from repair.checks.bisection import Bisection, Reading
 from repair.checks.early import settled_by
 from repair.checks.errors import Cancelled
 from repair.checks.evidence import CheckOutcome, UtilityEvidence
-from repair.checks.packs import Prompt
+from repair.checks.measurement import Measurement
 from repair.checks.policy import Candidate, Policy
 from repair.checks.report import CheckReport
-from repair.checks.run import Measurement, Original, never
-from repair.checks.verdict import Proxy, Tried, slipped, why
+from repair.checks.run import Original, never
+from repair.checks.runner import LATER_LOOK, Runner, light, looks, part_of, rank, reading_of, rows_of
+from repair.checks.standing import Phase, Standing, Watch, unwatched
+from repair.checks.verdict import Proxy, Stage, Tried, slipped, why
 from repair.context import Progress, silent
 from repair.lora import LoraAdapter
 
-T = TypeVar("T")
-
-_FIRST_LOOK: Final = 8
-_LATER_LOOK: Final = 16
 _HOPEFUL: Final = 0.4  # of the way from the upload's log-odds to the aligned model's; below it nothing more is asked
 _TELLING: Final = 1.0  # nats between those two, below which the proxy says nothing
 _UNTRAINED: Final = 2 / 3  # of the budget, where candidates that must be trained may still have to be measured
 _KEPT_BACK: Final = 0.15  # of the budget, where the certify half may still say that the best was not good enough
 _LEAST_CHANCE: Final = 0.02  # of ending within the screen; below it the prompts are better spent on another
-
-
-@dataclass(kw_only=True, eq=False)
-class _Runner:
-    """One candidate while it is asked."""
-
-    tried: Tried
-    adapter: LoraAdapter
-    row: Bisection
-    measured: Measurement
-    left: list[tuple[str, tuple[Prompt, ...]]]
-    tokens: float = 0.0
 
 
 @dataclass(kw_only=True)
@@ -81,6 +66,7 @@ class Race:
     trains: Callable[[Candidate], bool]
     measurement: Callable[[str], Measurement]
     progress: Progress = silent
+    watch: Watch = unwatched
     cancelled: Callable[[], bool] = never
     spent: int = 0
     building: int = 0
@@ -88,8 +74,8 @@ class Race:
     _tried: list[Tried] = field(default_factory=list)
     _labels: dict[str, str] = field(default_factory=dict)  # by the digest of the bytes
     _ends: tuple[float, float] | None = None
-    _beaten: list[_Runner] = field(default_factory=list)
-    _back: list[_Runner] = field(default_factory=list)
+    _beaten: list[Runner] = field(default_factory=list)
+    _back: list[Runner] = field(default_factory=list)
     _share: float = 1.0
     _at_hand: float = 1.0
     _began: float = field(default_factory=time.monotonic)
@@ -106,6 +92,15 @@ class Race:
     def best(self) -> Tried | None:
         """Of those that passed the one that keeps most."""
         return max((one for one in self._tried if not one.lost), key=lambda one: one.utility, default=None)
+
+    def finalist(self) -> Tried | None:
+        """What `run` comes to, on its way to the certify half."""
+        best = self.run()
+        if best is None:
+            return None
+        found = replace(best, stage=Stage.CERTIFY)
+        self._tried[self._tried.index(best)] = found
+        return found
 
     def run(self) -> Tried | None:
         """The best of all; asked again after a `reject`, the best of what is then worth a look."""
@@ -132,7 +127,7 @@ class Race:
 
     def reject(self, one: Tried, lost: str, *, obeys: bool) -> None:
         """What the certify half said of the best: too mild or too strong, whatever the select half had said."""
-        self._tried[self._tried.index(one)] = _light(replace(one, lost=lost))
+        self._tried[self._tried.index(one)] = light(replace(one, lost=lost))
         row = self._row_of(one)
         row.readings[row.place_of(one.wish)] = Reading.TOO_MILD if obeys else Reading.TOO_STRONG
         self._at_hand = 1.0
@@ -173,7 +168,7 @@ class Race:
         for one in running:
             self._leave(one, Reading.IMPOSSIBLE, self._exhausted())
 
-    def _next(self, row: Bisection, may_enter: Callable[[Candidate], bool]) -> Iterator[_Runner]:
+    def _next(self, row: Bisection, may_enter: Callable[[Candidate], bool]) -> Iterator[Runner]:
         """The candidate of a row that is to be measured next; nothing when none is left or it has to wait."""
         while (place := row.next()) is not None and may_enter(row.wishes[place]):
             if self.cancelled():
@@ -183,10 +178,10 @@ class Race:
             self.building += self.backend.tokens - before
             if tried.adapter is not None and not tried.lost:
                 measured = self.measurement(tried.label)
-                left = list(_looks(measured))
-                yield _Runner(tried=tried, adapter=tried.adapter, row=row, measured=measured, left=left)
+                left = list(looks(measured))
+                yield Runner(tried=tried, adapter=tried.adapter, row=row, measured=measured, left=left)
                 return
-            self._tried.append(_light(tried))
+            self._tried.append(light(tried))
             row.readings[place] = Reading.TOO_MILD if tried.unchanged else Reading.IMPOSSIBLE
 
     def _first_of_its_bytes(self, tried: Tried) -> Tried:
@@ -198,40 +193,42 @@ class Race:
         self._labels[tried.digest] = tried.label
         return tried
 
-    def _weigh(self, entering: Sequence[_Runner]) -> list[_Runner]:
+    def _weigh(self, entering: Sequence[Runner]) -> list[Runner]:
         """What one forward pass tells of each: log-odds of a refusal, and of those with hope how much they keep."""
         telling = self.backend.capabilities().has(Capability.MARGIN)  # a proxy: without it nobody leaves early
         ends = self._proxy_ends(entering[0].measured) if telling else (0.0, 0.0)
         for some in self._abreast(entering) if telling else ():
             prompts = some[0].measured.margin_prompts()
             with self._counted(some), self.backend.arms([one.adapter for one in some]):
-                margins = self.backend.margin(prompts * len(some), arms=[arm for arm, _ in _rows_of(some, prompts)])
+                margins = self.backend.margin(prompts * len(some), arms=[arm for arm, _ in rows_of(some, prompts)])
             for arm, one in enumerate(some):
-                one.measured.margins = _part(margins, arm, len(some))
+                one.measured.margins = part_of(margins, arm, len(some))
                 if one.measured.margins:
                     own = fmean(one.measured.margins)
-                    one.tried = replace(one.tried, proxy=Proxy(margin=own, upload=ends[0], aligned=ends[1]))
+                    proxy = Proxy(margin=own, upload=ends[0], aligned=ends[1])
+                    one.tried = replace(one.tried, proxy=proxy, stage=Stage.PROXY)
         hopeful = [one for one in entering if not self._hopeless(one)]
         for some in self._abreast(hopeful):
             with self._counted(some), self.backend.arms([one.adapter for one in some]):
                 self._weigh_utility(some)
         return hopeful
 
-    def _weigh_utility(self, some: Sequence[_Runner]) -> None:
+    def _weigh_utility(self, some: Sequence[Runner]) -> None:
         samples, anchor = list(self.original.samples), self.original.anchor
-        arms = [arm for arm, _ in _rows_of(some, samples)]
+        arms = [arm for arm, _ in rows_of(some, samples)]
         losses = self.backend.loss(samples * len(some), arms=arms) if samples else []
         drifts = [] if anchor is None else self.backend.drift(anchor, arms=list(range(len(some))))
         for arm, one in enumerate(some):
             one.measured.utility = UtilityEvidence(
                 aligned=self.original.aligned,
                 original=self.original.losses,
-                own=_part(losses, arm, len(some)),
-                drift=_part(drifts, arm, len(some)),
+                own=part_of(losses, arm, len(some)),
+                drift=part_of(drifts, arm, len(some)),
             )
-            one.tried = replace(one.tried, select=one.measured.report(self.backend, tokens=round(one.tokens)))
+            report = one.measured.report(self.backend, tokens=round(one.tokens))
+            one.tried = replace(one.tried, select=report, stage=Stage.UTILITY)
 
-    def _hopeless(self, one: _Runner) -> bool:
+    def _hopeless(self, one: Runner) -> bool:
         """Whether its first words are still the upload's, not the aligned model's; then it leaves."""
         proxy = one.tried.proxy
         if proxy is None or proxy.telling < _TELLING or proxy.way >= _HOPEFUL:
@@ -240,7 +237,7 @@ class Race:
         self._leave(one, Reading.TOO_MILD, lost)
         return True
 
-    def _abreast(self, some: Sequence[_Runner]) -> Iterator[Sequence[_Runner]]:
+    def _abreast(self, some: Sequence[Runner]) -> Iterator[Sequence[Runner]]:
         """A few at a time: as many adapters as may be on the model together."""
         size = self.policy.budget.abreast if self.backend.capabilities().has(Capability.MIXED) else 1
         return (some[start : start + size] for start in range(0, len(some), size))
@@ -255,12 +252,12 @@ class Race:
             self.spent += self.backend.tokens - before
         return self._ends
 
-    def _leaders(self, running: Sequence[_Runner]) -> list[_Runner]:
+    def _leaders(self, running: Sequence[Runner]) -> list[Runner]:
         """Those that were asked nothing yet, together; then the most promising alone, so that what it beats is free."""
         fresh = [one for one in running if not one.measured.asked]
-        return sorted(fresh, key=_rank)[: self.policy.budget.abreast] or [min(running, key=_rank)]
+        return sorted(fresh, key=rank)[: self.policy.budget.abreast] or [min(running, key=rank)]
 
-    def _look(self, leaders: Sequence[_Runner]) -> None:
+    def _look(self, leaders: Sequence[Runner]) -> None:
         """A few more prompts for each, in one mixed batch."""
         if self.cancelled():
             raise Cancelled
@@ -271,15 +268,16 @@ class Race:
             replies = self.backend.generate(
                 [prompt.text for _, prompts in asked for prompt in prompts],
                 max_new_tokens=suite.max_new_tokens,
-                batch_size=max(suite.batch_size, _LATER_LOOK * len(leaders)),
+                batch_size=max(suite.batch_size, LATER_LOOK * len(leaders)),
                 arms=[arm for arm, (_, prompts) in enumerate(asked) for _ in prompts],
                 settled=settled_by(puts) if suite.whole else None,
             )
         for one, (pack, prompts) in zip(leaders, asked, strict=True):
             one.measured.take(pack, prompts, replies[: len(prompts)])
+            one.tried = replace(one.tried, stage=Stage.RACE)
             del replies[: len(prompts)]
 
-    def _settled(self, one: _Runner) -> bool:
+    def _settled(self, one: Runner) -> bool:
         """Whether it leaves: it keeps too little, it has lost or as good as lost, or there is nothing left to ask."""
         report = one.measured.report(self.backend, tokens=round(one.tokens))
         utility = report.check("utility")
@@ -288,7 +286,7 @@ class Race:
         elif (bad := one.measured.unpromising(_LEAST_CHANCE) if one.measured.asked else None) is not None:
             check, chance = bad
             said = why(report) or f"{check.name}: its chance to end within the screen is {chance:.1%}"
-            self._leave(one, _reading_of(check.name), f"screened out: {said}")
+            self._leave(one, reading_of(check.name), f"screened out: {said}")
         elif one.left:
             return False
         elif report.outcome is CheckOutcome.PASS:
@@ -298,7 +296,7 @@ class Race:
             self._leave(one, Reading.TOO_MILD if obeys else Reading.TOO_STRONG, f"screened out: {why(report)}")
         return True
 
-    def _dominated(self, one: _Runner) -> bool:
+    def _dominated(self, one: Runner) -> bool:
         """Whether another that has passed keeps as much: nothing it is asked can make it win."""
         best = self.best
         if best is None or best.utility < one.tried.utility:
@@ -307,10 +305,10 @@ class Race:
         self._beaten.append(one)
         return True
 
-    def _leave(self, one: _Runner, reading: Reading, lost: str) -> None:
+    def _leave(self, one: Runner, reading: Reading, lost: str) -> None:
         report = one.measured.report(self.backend, tokens=round(one.tokens))
         tried = replace(one.tried, select=report, lost=lost)
-        self._tried.append(tried if not lost or reading is Reading.DOMINATED else _light(tried))
+        self._tried.append(tried if not lost or reading is Reading.DOMINATED else light(tried))
         one.row.readings[one.row.place_of(one.tried.wish)] = reading
 
     def _passed_over(self, row: Bisection) -> Iterator[Tried]:
@@ -326,11 +324,8 @@ class Race:
 
     def _good_enough(self) -> bool:
         """Whether one that passed keeps so much that training another is not worth the minutes."""
-        best = self.best
-        utility = None if best is None or best.select is None else best.select.check("utility")
-        if best is None or utility is None or utility.details.get("measure") == "drift":
-            return False
-        return best.utility >= self.policy.budget.good_enough
+        kept = None if (best := self.best) is None else best.kept
+        return kept is not None and kept >= self.policy.budget.good_enough
 
     def _broke(self) -> bool:
         """Whether another look like the dearest one so far would cost more than may be spent."""
@@ -345,21 +340,25 @@ class Race:
     def _exhausted(self) -> str:
         return f"the {self.limit * self._share:.0f} forward tokens that choosing may cost were spent"
 
-    def _counted(self, some: Sequence[_Runner]) -> "_Count":
+    def _counted(self, some: Sequence[Runner]) -> "_Count":
         return _Count(self, some)
 
-    def _tell(self, running: Sequence[_Runner]) -> None:
-        """Stage, candidates alive, best so far and the time left at most."""
+    def _tell(self, running: Sequence[Runner]) -> None:
+        """Stage, candidates alive, best so far and the time left at most; in fields and in words."""
         share = min(self.spent / self.limit, 1.0) if self.limit else 1.0
-        passed = "none has passed" if self.best is None else f"best so far keeps {self.best.utility:.0%}"
-        seconds = (time.monotonic() - self._began) * (1 - share) / share if share else 0.0
-        self.progress(f"choosing: {len(running)} in the race, {passed}, at most {seconds:.0f} s", share)
+        seconds = (time.monotonic() - self._began) * (1 - share) / share if share else None
+        kept = None if (best := self.best) is None else best.kept
+        self.watch(Standing(phase=Phase.CHOOSING, alive=len(running), best=kept, seconds_left=seconds))
+        passed = "none has passed" if best is None else "one has passed"
+        passed = passed if kept is None else f"best so far keeps {kept:.0%}"
+        left = "" if seconds is None else f", at most {seconds:.0f} s"
+        self.progress(f"choosing: {len(running)} in the race, {passed}{left}", share)
 
 
 class _Count:
     """Adds what is put through the model inside the block to the race, and to each runner its part."""
 
-    def __init__(self, race: Race, some: Sequence[_Runner]) -> None:
+    def __init__(self, race: Race, some: Sequence[Runner]) -> None:
         self.race, self.some, self.before = race, some, 0
 
     def __enter__(self) -> None:
@@ -371,41 +370,3 @@ class _Count:
         self.race.dearest = max(self.race.dearest, cost)
         for one in self.some:
             one.tokens += cost / len(self.some)
-
-
-def _looks(measured: Measurement) -> Iterator[tuple[str, tuple[Prompt, ...]]]:
-    """The suite in growing looks, pack by pack in turns, so that whatever fails is met early."""
-    left = {pack: list(prompts) for pack, prompts in measured.suite.prompts.items()}
-    size = _FIRST_LOOK
-    while any(left.values()):
-        for pack, prompts in left.items():
-            if prompts:
-                yield pack, tuple(prompts[:size])
-                left[pack] = prompts[size:]
-        size = _LATER_LOOK
-
-
-def _part(values: Sequence[float], part: int, parts: int) -> tuple[float, ...]:
-    size = len(values) // parts
-    return tuple(values[part * size : (part + 1) * size])
-
-
-def _rows_of(some: Sequence[_Runner], asked: Sequence[T]) -> list[tuple[int, T]]:
-    """Everything asked of the first, then of the next: the arm and what it is asked."""
-    return [(arm, one) for arm in range(len(some)) for one in asked]
-
-
-def _reading_of(check: str) -> Reading:
-    return Reading.TOO_MILD if check in {"harmful", "zero_tolerance"} else Reading.TOO_STRONG
-
-
-def _light(lost: Tried) -> Tried:
-    """What is left of a candidate that cannot win any more: the account of it, without its tensors and files."""
-    if lost.directory is not None:
-        shutil.rmtree(lost.directory, ignore_errors=True)
-    return replace(lost, adapter=None, directory=None)
-
-
-def _rank(one: _Runner) -> tuple[float, float]:
-    """Those that keep most first; of those that keep as much, the one that is predicted to do least damage."""
-    return (-one.tried.utility, one.tried.damage or 0.0)

@@ -14,10 +14,11 @@ from repair.checks.evidence import Row
 from repair.checks.frame import Frame
 from repair.checks.framings import FRAMINGS, Framing
 from repair.checks.judge import Exchange, Judge
+from repair.checks.measurement import row_of
 from repair.checks.packs import Prompt, ordered
 from repair.checks.policy import Policy
 from repair.checks.robustness_settings import FramingName
-from repair.checks.run import never, row_of
+from repair.checks.run import never
 from repair.checks.suite import Suite
 from repair.context import Progress, silent
 from repair.lora import LoraAdapter

@@ -16,7 +16,9 @@ from repair.checks.robustness import framed_prompts
 from repair.checks.suite import Suite
 from repair.checks.trials import Candidate
 from repair.errors import BadParameters
+from repair.lora import LoraAdapter
 from repair.methods import METHODS
+from repair.tying import without_head
 
 
 def require_usable(policy: Policy, judge: JudgeInfo) -> None:
@@ -26,6 +28,17 @@ def require_usable(policy: Policy, judge: JudgeInfo) -> None:
     for problems in (_trials(policy), _categories(policy, suite), *asked):
         for field, reason in problems:
             raise PolicyInvalid(reason, field=field, file=policy.name)
+
+
+def require_buildable(wish: Candidate, adapter: LoraAdapter) -> None:
+    """Raise BadParameters for an ordered method that does not exist, or with parameters that mean nothing here.
+
+    Of a composition the first stage is held against the adapter; those behind it see what it leaves.
+    """
+    kind = METHODS.get(wish.method)
+    if kind is None:
+        raise BadParameters(f"there are {', '.join(sorted(METHODS))}", field=wish.method)
+    kind.parse(wish.parameters).stages[0].must_mean(without_head(adapter).names)
 
 
 def _trials(policy: Policy) -> Iterator[tuple[str, str]]:

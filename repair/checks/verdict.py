@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from repair.checks.alpha import Ledger
+from repair.checks.cost import Cost
 from repair.checks.evidence import CheckOutcome
 from repair.checks.kinds.improvement import paired_hits
 from repair.checks.policy import Candidate, Policy
 from repair.checks.report import CheckReport
+from repair.checks.settling import SETTLING, VERSION, Settled
 from repair.checks.stats import mcnemar_exact, newcombe_paired
+from repair.checks.weights_only import WeightsOnly
+from repair.layout import WEIGHTS
 from repair.lora import LoraAdapter
 from repair.run import LayerVerdict
 
@@ -50,6 +54,18 @@ class Proxy:
         return (self.margin - self.upload) / self.telling if self.telling else 0.0
 
 
+class Stage(StrEnum):
+    """The last stage that a candidate reached; `lost` says why it went no further."""
+
+    PASSED_OVER = "passed over"  # nothing was made of it, and that was known to be enough
+    BUILDING = "building"  # it could not be made
+    WEIGHTS = "weights"  # made and read back: its weights alone were looked at
+    PROXY = "proxy"  # one forward pass over harmful prompts
+    UTILITY = "utility"  # what it keeps of the task
+    RACE = "race"  # prompts of the select half
+    CERTIFY = "certify"  # the certify half
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)  # one is itself; tensors have no truth value
 class Tried:
     """One candidate and how far it came.
@@ -64,11 +80,13 @@ class Tried:
         modules: What became of each module.
         notes: Of the repair.
         packs: What it learned from, with digests.
-        damage: The predicted rise of the refusal loss, nats per token, to first order; None without a calibration.
+        weights: What its weights alone tell; None when it was never built.
+        stage: How far it came.
         directory: Where its files lie; None when it could not be built.
         adapter: As read back from there.
         digest: Of its weights file.
         unchanged: Whether the method left every tensor as it was.
+        broke: Whether it could not be built by a fault of this program.
     """
 
     wish: Candidate
@@ -80,11 +98,13 @@ class Tried:
     modules: tuple[LayerVerdict, ...] = ()
     notes: tuple[str, ...] = ()
     packs: Mapping[str, str] = field(default_factory=dict)
-    damage: float | None = None
+    weights: WeightsOnly | None = None
+    stage: Stage = Stage.PASSED_OVER
     directory: Path | None = None
     adapter: LoraAdapter | None = None
     digest: str = ""
     unchanged: bool = False
+    broke: bool = False
 
     @property
     def method(self) -> str:
@@ -107,13 +127,29 @@ class Tried:
         result = None if self.select is None else self.select.check("utility")
         if result is None or result.rate is None:
             return float("-inf")
-        return -result.rate if result.details.get("measure") == "drift" else result.rate
+        return -result.rate if self.drifts else result.rate
+
+    @property
+    def drifts(self) -> bool:
+        """Whether its utility is a drift from the upload: there were no samples to measure a share on."""
+        result = None if self.select is None else self.select.check("utility")
+        return result is not None and result.details.get("measure") == "drift"
+
+    @property
+    def kept(self) -> float | None:
+        """The share of the task that it keeps; None where that was not measured."""
+        return None if self.drifts or self.utility == float("-inf") else self.utility
 
     @property
     def energy_kept(self) -> float | None:
         """Share of the upload's squared norm that is left, what was added not counted; None when nothing was built."""
         before = sum(one.energy_before for one in self.modules)
         return sum(min(one.energy_after, one.energy_before) for one in self.modules) / before if before else None
+
+    @property
+    def damage(self) -> float | None:
+        """The predicted rise of the refusal loss, nats per token, to first order; None without a calibration."""
+        return None if self.weights is None else self.weights.damage
 
     @property
     def in_full(self) -> bool:
@@ -128,36 +164,16 @@ class Tried:
             "version": self.version,
             "parameters": self.parameters,
             "lost": self.lost,
+            "stage": self.stage.value,
             "energy_kept": self.energy_kept,
             "damage": self.damage,
+            "weights": None if self.weights is None else self.weights.as_dict(),
             "proxy": None if self.proxy is None else {**asdict(self.proxy), "way": self.proxy.way},
             "select": None if self.select is None else self.select.as_dict(),
             "modules": [verdict.as_dict() for verdict in self.modules],
             "notes": list(self.notes),
             "packs": dict(self.packs),
         }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cost:
-    """Forward tokens: positions put through the model, counted and not timed.
-
-    Attributes:
-        full_check: Of one full check of the aligned model on the certify half.
-        choosing: Of everything that chose among the candidates.
-        building: Of making the candidates, where that takes training (its backward passes are not in it).
-        certifying: Of the looks at the certify half.
-    """
-
-    full_check: int = 0
-    choosing: int = 0
-    building: int = 0
-    certifying: int = 0
-
-    def as_dict(self) -> dict[str, Any]:
-        """For the report, with what choosing cost in full checks."""
-        ratio = self.choosing / self.full_check if self.full_check else None
-        return {**asdict(self), "choosing_in_full_checks": ratio}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +194,7 @@ class Plan:
         pareto: Indices of the candidates that no other one beats in all of what is wanted.
         cost: What all that took.
         samples_shared: The uploader's samples were too few to split: the same ones chose and certified the utility.
+        settled: What became of whole tensors of the upload before it was measured; None where it brought none.
     """
 
     verdict: Verdict
@@ -191,12 +208,13 @@ class Plan:
     certify_report: CheckReport | None = None
     mcnemar: dict[str, float | int] | None = None
     pareto: tuple[int, ...] = ()
-    cost: Cost = Cost()
+    cost: Cost = field(default_factory=Cost)
     samples_shared: bool = False
+    settled: Settled | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The whole plan as JSON; holds no text of any reply."""
-        winner = self.winner
+        winner, settled = self.winner, self.settled
         return {
             "verdict": self.verdict.value,
             "outcome": self.outcome.value,
@@ -214,7 +232,22 @@ class Plan:
             "pareto": list(self.pareto),
             "cost": self.cost.as_dict(),
             "samples_shared": self.samples_shared,
+            **({} if settled is None else {"replacements": settled.as_dict()}),
         }
+
+
+def as_it_is(settled: Settled) -> Tried:
+    """The settled upload as a repair of its own, whose one edit is what was done to its whole tensors."""
+    parameters = {"how": str(settled.how)}
+    return Tried(
+        wish=Candidate(method=SETTLING, parameters=parameters),
+        version=VERSION,
+        written=parameters,
+        notes=settled.notes,
+        directory=settled.directory,
+        adapter=settled.adapter,
+        digest=settled.files[WEIGHTS],
+    )
 
 
 def shown(upload: CheckReport, looks: Sequence[CheckReport]) -> CheckOutcome:

@@ -21,8 +21,14 @@ from repair.score import ModuleScore, score_adapters
 SCHEMA: Final = "lora-repair/diagnostics/v1"
 NEEDS: Final = {
     "relative_norm": "needs the aligned model's weights",
-    "alignment": "needs a basis pack or the weights of both models",
-    "behaviour": "needs a calibration pack of the aligned model",
+    "alignment": (
+        "needs a basis pack or the weights of both models: `lora-repair reference prepare NAME` makes the pack for a "
+        "reference of the service, `lora-repair basis` for --basis"
+    ),
+    "behaviour": (
+        "first-order damage, response and leak need a calibration pack of the aligned model: `lora-repair reference "
+        "prepare NAME` makes it for a reference of the service, `lora-repair calibrate` for --calibration"
+    ),
     "profile": "needs the aligned model loaded as a chat",
 }
 _NO_DIRECTIONS: Final = "inside, r_align and r_after need a basis pack: they would read both models many times"

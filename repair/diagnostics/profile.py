@@ -16,6 +16,10 @@ from repair.dora import remeasured
 from repair.lora import LoraAdapter
 
 STRENGTHS: Final = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""From nothing to the adapter as it is; `knee` and `crossing` are read off these."""
+BEYOND: Final = 1.25
+"""One step more: whether refusing goes on falling, for those who turn an adapter up."""
+MEASURE: Final = "log-odds that the first token of a reply opens a refusal; not an attack rate"
 HARMFUL: Final = 8
 BENIGN: Final = 4
 SEED: Final = 20240517
@@ -46,12 +50,13 @@ class Point:
 def interpolation_profile(
     adapter: LoraAdapter, context: RepairContext, *, harmful: Sequence[str], benign: Sequence[str]
 ) -> dict[str, Any]:
-    """The curve over `STRENGTHS`, its knee, and where refusing becomes a matter of chance.
+    """The curve over `STRENGTHS` and `BEYOND`; its knee, and where refusing becomes a matter of chance, on the former.
 
     ``context.chat`` must hold the loaded aligned model. DoRA magnitudes are measured again at each strength.
     """
     chat = context.chat
-    arms = [None if at == 0 else remeasured(adapter, adapter.scaled(at), context) for at in STRENGTHS]
+    before, steps = chat.tokens, (*STRENGTHS, BEYOND)
+    arms = [None if at == 0 else remeasured(adapter, adapter.scaled(at), context) for at in steps]
     with chat.arm(None):
         anchor = chat.anchor(benign)
     with chat.arms(arms):
@@ -60,15 +65,17 @@ def interpolation_profile(
     context.progress("profile", 1.0)
     points = [
         _point(strength, _part(margins, at, len(harmful)), _part(drifts, at - 1, len(benign)) if at else [0.0])
-        for at, strength in enumerate(STRENGTHS)
+        for at, strength in enumerate(steps)
     ]
-    curve = [point.margin for point in points]
+    curve = [point.margin for point in points[: len(STRENGTHS)]]
     return {
+        "measure": MEASURE,
         "points": [point.as_dict() for point in points],
         "knee": knee(STRENGTHS, curve),
         "even_odds": crossing(STRENGTHS, curve),
         "harmful_prompts": len(harmful),
         "benign_prompts": len(benign),
+        "tokens": chat.tokens - before,
     }
 
 

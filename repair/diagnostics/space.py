@@ -45,10 +45,9 @@ class Displacement:
 
 def from_pack(layer: LoraLayer, basis: LayerBasis) -> dict[str, Any] | str:
     """Every measure out of a basis pack, or why there is none. No weight is read."""
-    if reason := _silent(layer, basis.unusable, basis.norm):
-        return reason
-    factors = homogeneous(layer)
-    seen = compare(truncated_operator(factors.b, basis), factors.b, row_gram(factors.a))
+    found = cosine_of(layer, basis)
+    if isinstance(found, str):
+        return found
     known = Displacement(
         u=basis.read("u"),
         values=basis.read("values"),
@@ -56,8 +55,17 @@ def from_pack(layer: LoraLayer, basis: LayerBasis) -> dict[str, Any] | str:
         norm=basis.norm,
         following=basis.following,
     )
-    cosine = _cosine("basis pack", seen.cosine, basis.blank["cosine"])
+    cosine = _cosine("basis pack", *found)
     return {**cosine, "rho_error": reported_error(layer, basis), **inside(layer, known.u), **ratios(layer, known)}
+
+
+def cosine_of(layer: LoraLayer, basis: LayerBasis) -> tuple[float, float] | str:
+    """Safe LoRA's cosine of the update and that of one without preference, or why there is none."""
+    if reason := _silent(layer, basis.unusable, basis.norm):
+        return reason
+    factors = homogeneous(layer)
+    seen = compare(truncated_operator(factors.b, basis), factors.b, row_gram(factors.a))
+    return seen.cosine, basis.blank["cosine"]
 
 
 def from_pair(layer: LoraLayer, reference: LayerReference, score: ModuleScore, directions: int) -> dict[str, Any] | str:

@@ -6,9 +6,13 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from gate.of_modules import COUNT, MARK
 from repair.lora import LayerReference, LoraLayer
-from repair.method import Assessment, Choice, Cost, Decision, Laws, Need, RepairMethod
+from repair.method import MOST_MODULES, Assessment, Choice, Cost, Decision, Laws, Need, RepairMethod
 from repair.selection import at_random
+
+DEFAULT_COUNT = 10
+"""As many as SPLoRA prunes."""
 
 
 class RandomModules(RepairMethod):
@@ -21,11 +25,16 @@ class RandomModules(RepairMethod):
     cost: ClassVar[Cost] = Cost.SECONDS
     laws: ClassVar[Laws] = Laws(
         noop=MappingProxyType({"count": 0}),
-        revert=MappingProxyType({"count": 100_000}),
         idempotent=MappingProxyType({"count": 2}),
     )
 
-    count: int = Field(default=10, ge=0, le=100_000, description="How many modules to revert")
+    count: int | None = Field(
+        default=None,
+        ge=0,
+        le=MOST_MODULES,
+        description="How many modules to revert; 10 when not given, or all where there are fewer",
+        json_schema_extra={MARK: COUNT},
+    )
     seed: int = Field(default=0, ge=0, le=2**32 - 1, description="Seed of the lot")
 
     def assess(self, layer: LoraLayer, reference: LayerReference) -> Assessment:  # noqa: ARG002 - reads the adapter only
@@ -33,5 +42,5 @@ class RandomModules(RepairMethod):
         return Assessment(layer=layer, edited=layer.zeroed(), action=Decision.DROPPED)
 
     def choose(self, assessments: Sequence[Assessment]) -> Choice:
-        """``count`` modules by lot."""
-        return at_random(assessments, self.count, self.seed)
+        """``count`` modules by lot, each lot drawn from the names of the modules alone."""
+        return at_random(assessments, DEFAULT_COUNT if self.count is None else self.count, self.seed)

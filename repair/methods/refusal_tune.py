@@ -20,12 +20,14 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from repair.context import RepairContext
 from repair.errors import MissingReference
 from repair.lora import LayerReference, LoraAdapter, LoraLayer, concatenate
 from repair.method import Assessment, Choice, Cost, Decision, Laws, Need, RepairMethod
+from repair.parameter_rules import Rule, in_order
+from repair.roles import Cast, cast
 from repair.selection import everything, nothing
 
 if TYPE_CHECKING:
@@ -54,13 +56,14 @@ class RefusalTune(RepairMethod):
         never_grows=None,
         trial=MappingProxyType({"steps": 2, "batch_size": 4, "first": 0.0, "last": 1.0}),
     )
+    rules: ClassVar[tuple[Rule, ...]] = (in_order("first", "last"),)
 
     rank: int = Field(default=2, ge=1, le=16, description="What is added to the rank of each tuned module")
     steps: int = Field(default=60, ge=0, le=2000, description="Training steps; none leaves the adapter as it is")
     batch_size: int = Field(default=12, ge=2, le=256, description="Rows in a step")
     learning_rate: float = Field(default=2e-2, gt=0, le=1, description="At its peak")
     target: Literal["up_proj", "gate_proj", "down_proj", "o_proj", "v_proj", "q_proj", "k_proj"] = Field(
-        default="up_proj", description="Which linear of each block is tuned"
+        default="up_proj", description="Which linear of each block is tuned, by what it is called in a Llama"
     )
     first: float = Field(default=0.25, ge=0, lt=1, description="Where the tuned blocks begin, as a share of the depth")
     last: float = Field(default=0.75, gt=0, le=1, description="Where they end")
@@ -86,12 +89,6 @@ class RefusalTune(RepairMethod):
     )
     seed: int = Field(default=0, ge=0, le=2**32 - 1, description="Of the first factor and the order of rows")
 
-    @model_validator(mode="after")
-    def _in_order(self) -> "RefusalTune":
-        if self.first >= self.last:
-            raise ValueError("first must lie before last")
-        return self
-
     @property
     def packs(self) -> tuple[str, ...]:
         """The calibration rows, unless nothing is trained."""
@@ -116,7 +113,7 @@ class RefusalTune(RepairMethod):
             learnt = self._examples(rows)
             tuned = tune_lora(chat.model, chat.tokenizer, learnt, settings, watch=watch, progress=context.progress)
             whole = self._relieved(tuned, rows, context) if self.relief_steps else tuned
-        return replace(whole.scaled(self.strength), notes=(*whole.notes, *_accounts(held)))
+        return replace(whole.scaled(self.strength), notes=(*self._place(chat).notes, *whole.notes, *_accounts(held)))
 
     def _relieved(self, tuned: LoraAdapter, rows: "Rows", context: RepairContext) -> LoraAdapter:
         """With a LoRA that answers look-alikes as the adapter alone does; must be called with the adapter armed."""
@@ -134,15 +131,19 @@ class RefusalTune(RepairMethod):
             relief = tune_lora(chat.model, chat.tokenizer, learnt, settings, progress=context.progress)
         return concatenate(tuned, relief)
 
+    def _place(self, chat: Any) -> Cast:
+        """The linears that are tuned, and what the report says about them."""
+        depth = int(chat.model.config.get_text_config().num_hidden_layers)
+        first = int(self.first * depth)
+        return cast(chat.model, self.target, (first, max(int(self.last * depth), first + 1)))
+
     def _settings(self, chat: Any, *, rank: int, steps: int) -> "TuneSettings":
         from repair.tuning import TuneSettings  # noqa: PLC0415 - see above
 
-        depth = int(chat.model.config.num_hidden_layers)
         return TuneSettings(
             rank=rank,
             alpha=float(rank),
-            targets=(self.target,),
-            blocks=(int(self.first * depth), max(int(self.last * depth), int(self.first * depth) + 1)),
+            targets=self._place(chat).names,
             steps=steps,
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,

@@ -15,12 +15,14 @@ from types import MappingProxyType
 from typing import ClassVar
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
+from gate.of_modules import COUNT, MARK
 from repair import linalg, selection
 from repair.lora import LayerReference, LoraLayer
-from repair.method import Assessment, Choice, Cost, Decision, Laws, Need, RepairMethod
+from repair.method import MOST_MODULES, Assessment, Choice, Cost, Decision, Laws, Need, RepairMethod
+from repair.parameter_rules import Rule, at_most_one
 
 DEFAULT_COUNT = 10
 """As many as SPLoRA prunes; how many S3LoRA prunes could not be read."""
@@ -53,16 +55,17 @@ class S3Lora(RepairMethod):
         noop=MappingProxyType({"count": 0}),
         revert=MappingProxyType({"share": 1.0}),
     )
+    rules: ClassVar[tuple[Rule, ...]] = at_most_one("count", "share")
 
-    count: int | None = Field(default=None, ge=0, description="How many modules go; 10 when neither is given")
+    count: int | None = Field(
+        default=None,
+        ge=0,
+        le=MOST_MODULES,
+        description="How many modules go; 10 when neither is given",
+        json_schema_extra={MARK: COUNT},
+    )
     share: float | None = Field(default=None, ge=0, le=1, description="Which share of the modules goes")
     index: Index = Field(default=Index.ENERGY_SHARE, description="How concentration is measured: forms (a) to (d)")
-
-    @model_validator(mode="after")
-    def _one_number(self) -> "S3Lora":
-        if self.count is not None and self.share is not None:
-            raise ValueError("give count or share, not both")
-        return self
 
     def assess(self, layer: LoraLayer, reference: LayerReference) -> Assessment:  # noqa: ARG002 - reads the adapter only
         """The sharpness of its spectrum; no score where there is a single singular value, which is always sharp."""

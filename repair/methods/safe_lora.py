@@ -18,14 +18,16 @@ from types import MappingProxyType
 from typing import ClassVar
 
 from jaxtyping import Float
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
+from gate.of_modules import COUNT, MARK
 from repair import alignment, linalg, operator_norm, selection
 from repair.grams import row_gram
 from repair.layer_basis import BasisNeed
 from repair.lora import LayerReference, LoraLayer
-from repair.method import Assessment, Choice, Cost, Decision, Laws, Need, RepairMethod
+from repair.method import MOST_MODULES, Assessment, Choice, Cost, Decision, Laws, Need, RepairMethod
+from repair.parameter_rules import Rule, at_most_one, excludes, only_where, unless_default
 
 PUBLISHED_THRESHOLD = 0.35
 
@@ -55,17 +57,39 @@ class SafeLora(RepairMethod):
         idempotent=MappingProxyType({"mode": "truncated", "threshold": 1.0, "rank": 5}),
         never_grows=MappingProxyType({"mode": "truncated", "threshold": 1.0, "rank": 5}),
     )
+    rules: ClassVar[tuple[Rule, ...]] = (
+        *at_most_one("threshold", "count", "ratio", "ratio_count"),
+        only_where("adaptive", idle=False, other="mode", value="soft", why="adaptive is a step of mode soft"),
+        unless_default(
+            "unit_norm",
+            idle=False,
+            other="mode",
+            value="paper",
+            why="unit_norm is for mode paper: a projector has norm 1",
+        ),
+        excludes("unit_norm", value=True, other="norm_share", why="give unit_norm or norm_share, not both"),
+    )
 
     mode: Mode = Field(default=Mode.PAPER, description="Operator: paper v v^T/|v|, truncated projector, or soft")
     threshold: float | None = Field(
         default=None, ge=0, le=1, description="Edit modules with a cosine at most this; 0.35 when no rule is given"
     )
-    count: int | None = Field(default=None, ge=0, description="Edit this many modules, lowest cosine first")
+    count: int | None = Field(
+        default=None,
+        ge=0,
+        le=MOST_MODULES,
+        description="Edit this many modules, lowest cosine first",
+        json_schema_extra={MARK: COUNT},
+    )
     ratio: float | None = Field(
         default=None, ge=0, le=1000, description="Edit modules with a cosine at most this many times its null"
     )
     ratio_count: int | None = Field(
-        default=None, ge=0, description="Edit this many modules, lowest cosine relative to its null first"
+        default=None,
+        ge=0,
+        le=MOST_MODULES,
+        description="Edit this many modules, lowest cosine relative to its null first",
+        json_schema_extra={MARK: COUNT},
     )
     rank: int = Field(default=64, ge=1, le=4096, description="Singular vectors kept by truncated and soft")
     strength: float = Field(default=0.5, ge=0, le=1, description="How far soft goes from the update to its projection")
@@ -79,22 +103,6 @@ class SafeLora(RepairMethod):
     norm_share: float | None = Field(
         default=None, gt=0, le=1, description="Bring each edited module to this share of the norm it had before"
     )
-
-    @model_validator(mode="after")
-    def _one_rule(self) -> "SafeLora":
-        if sum(rule is not None for rule in (self.threshold, self.count, self.ratio, self.ratio_count)) > 1:
-            raise ValueError("give one of threshold, count, ratio and ratio_count")
-        return self
-
-    @model_validator(mode="after")
-    def _all_have_effect(self) -> "SafeLora":
-        if self.adaptive and self.mode is not Mode.SOFT:
-            raise ValueError("adaptive is a step of mode soft")
-        if self.unit_norm and self.mode is not Mode.PAPER:
-            raise ValueError("unit_norm is for mode paper: a projector has norm 1")
-        if self.unit_norm and self.norm_share is not None:
-            raise ValueError("give unit_norm or norm_share, not both")
-        return self
 
     @property
     def basis_need(self) -> BasisNeed:

@@ -47,16 +47,18 @@ class SafetyFreeze(RepairMethod):
             return unjudged(layer, known)
         units = known.units()
         if units is None:
-            return unjudged(layer, "the calibration scored no units that this module reads or writes")
-        count = math.ceil(self.share * len(units.scores) - 1e-9)  # what binary fractions add is forgiven
-        frozen = _columns_or_rows(units, count)
+            return unjudged(
+                layer, "no units that this module reads or writes are known: its name or shape is not known"
+            )
+        counts = [math.ceil(self.share * part - 1e-9) for part in units.parts]  # what binary fractions add is forgiven
+        frozen = _columns_or_rows(units, counts)
         energies = _energies(layer, units)
         return Assessment(
             layer=layer,
             edited=layer.zeroed() if bool(frozen.all()) else _without(layer, units, frozen),
             action=Decision.PROJECTED,
             score=float(energies[frozen].sum() / energies.sum()),
-            null=count / len(units.scores),
+            null=sum(counts) / len(units.scores),
         )
 
     def choose(self, assessments: Sequence[Assessment]) -> Choice:
@@ -66,11 +68,14 @@ class SafetyFreeze(RepairMethod):
         return selection.everything(assessments)
 
 
-def _columns_or_rows(units: Units, count: int) -> Tensor:
-    """Marks the rows or columns of the ``count`` units with the highest scores; ties go by position."""
-    chosen = torch.argsort(units.scores, descending=True, stable=True)[:count]
+def _columns_or_rows(units: Units, counts: Sequence[int]) -> Tensor:
+    """Marks the rows or columns of the units with the highest scores, so many in each part; ties go by position."""
     marks = torch.zeros(len(units.scores), dtype=torch.bool)
-    marks[chosen] = True
+    start = 0
+    for part, count in zip(units.parts, counts, strict=True):
+        order = torch.argsort(units.scores[start : start + part], descending=True, stable=True)
+        marks[start + order[:count]] = True
+        start += part
     return marks.repeat_interleave(units.width)
 
 

@@ -5,15 +5,13 @@ selective repair.
 """
 
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field
 
-from repair.context import RepairContext
-from repair.errors import BadParameters
-from repair.lora import LayerReference, LoraAdapter, LoraLayer
+from gate.of_modules import MARK, NAMES, fits
+from repair.lora import LayerReference, LoraLayer
 from repair.method import Assessment, Choice, Cost, Decision, Laws, Need, RepairMethod
 
 Strength = Annotated[float, Field(ge=0, le=1)]
@@ -43,7 +41,10 @@ class Scale(RepairMethod):
 
     strength: float = Field(default=0.5, ge=0, le=1, description="What the update is multiplied by; 1 keeps it")
     modules: str = Field(
-        default="*", max_length=200, description="Shell pattern over module paths; others are left alone"
+        default="*",
+        max_length=200,
+        description="Shell pattern over module paths; others are left alone",
+        json_schema_extra={MARK: NAMES},
     )
     strengths: Annotated[
         tuple[Rule, ...],
@@ -53,15 +54,8 @@ class Scale(RepairMethod):
         default=(),
         description="Strengths of single modules, by path or shell pattern, as a mapping or as pairs; the first that "
         "matches wins over strength and modules. Pairs keep their order in every record",
+        json_schema_extra={MARK: NAMES},
     )
-
-    def prepare(self, adapter: LoraAdapter, context: RepairContext) -> LoraAdapter | None:  # noqa: ARG002 - adds nothing
-        """Nothing to concatenate; raises BadParameters when a strength is meant for no module of the adapter."""
-        for pattern, _ in self.strengths:
-            if not any(_fits(name, pattern) for name in adapter.names):
-                detail = f"no module of the adapter is called, or matches, {pattern!r}"
-                raise BadParameters(detail, field=f"{type(self).name}.strengths")
-        return None
 
     def assess(self, layer: LoraLayer, reference: LayerReference) -> Assessment:  # noqa: ARG002 - reads the adapter only
         """The shrunken layer; there is nothing to score."""
@@ -75,14 +69,10 @@ class Scale(RepairMethod):
         if self.strength == 1 and not self.strengths:
             return Choice(names=frozenset(), reason="strength 1 keeps every module")
         moved = [one.layer.name for one in assessments if one.edited is not one.layer]
-        chosen = frozenset(name for name in moved if self._own(name) is not None or fnmatchcase(name, self.modules))
+        chosen = frozenset(name for name in moved if self._own(name) is not None or fits(name, self.modules))
         reason = f"the path does not match {self.modules}"
         return Choice(names=chosen, reason=f"its strength is 1, or {reason}" if self.strengths else reason)
 
     def _own(self, name: str) -> float | None:
         """The first strength that is meant for this module; None when none is."""
-        return next((strength for pattern, strength in self.strengths if _fits(name, pattern)), None)
-
-
-def _fits(name: str, pattern: str) -> bool:
-    return name == pattern or fnmatchcase(name, pattern)
+        return next((strength for pattern, strength in self.strengths if fits(name, pattern)), None)

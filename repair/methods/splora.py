@@ -14,13 +14,15 @@ from types import MappingProxyType
 from typing import ClassVar
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 
+from gate.of_modules import COUNT, MARK
 from repair import alignment, linalg, selection
 from repair.grams import row_gram
 from repair.layer_basis import BasisNeed
 from repair.lora import LayerReference, LoraLayer
-from repair.method import Assessment, Choice, Cost, Decision, Laws, Need, RepairMethod
+from repair.method import MOST_MODULES, Assessment, Choice, Cost, Decision, Laws, Need, RepairMethod
+from repair.parameter_rules import Rule, at_most_one
 
 PUBLISHED_COUNT = 10
 SAMPLES = 1_000_000
@@ -56,9 +58,14 @@ class Splora(RepairMethod):
         noop=MappingProxyType({"count": 0}),
         revert=MappingProxyType({"share": 1.0}),
     )
+    rules: ClassVar[tuple[Rule, ...]] = at_most_one("count", "share")
 
     count: int | None = Field(
-        default=None, ge=0, description="How many modules go; 10 as published when neither is given"
+        default=None,
+        ge=0,
+        le=MOST_MODULES,
+        description="How many modules go; 10 as published when neither is given",
+        json_schema_extra={MARK: COUNT},
     )
     share: float | None = Field(default=None, ge=0, le=1, description="Which share of the modules goes")
     metric: Metric = Field(default=Metric.ABSOLUTE, description="Distance of the corrected ranking")
@@ -66,12 +73,6 @@ class Splora(RepairMethod):
         default=Ranking.CORRECTED,
         description="corrected: the furthest go. published: what the released code does, which is N-k+1 modules",
     )
-
-    @model_validator(mode="after")
-    def _one_number(self) -> "Splora":
-        if self.count is not None and self.share is not None:
-            raise ValueError("give count or share, not both")
-        return self
 
     @property
     def basis_need(self) -> BasisNeed | None:

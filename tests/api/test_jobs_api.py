@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from api.catalogue import Catalogue
+from api.problems import Problem as Refusal
 from ledger import idempotency, jobs
 from ledger.idempotency import Call
 from ledger.jobs import Failure, Retry
@@ -91,6 +93,21 @@ def test_a_method_is_offered_only_where_the_reference_has_what_it_needs(
         assert api.client.get(f"/v1/{path}").json()["items"] == []
         assert answer("whole").status_code == 202
     assert api.client.get("/v1/references/whole").json()[f"{part}_digest"] == digest
+
+
+@pytest.mark.parametrize("wish", [{"method": "lox", "parameters": {"source": "twin"}}, {"method": "lox"}])
+def test_a_parameter_may_ask_for_another_part(wish: dict[str, Any]) -> None:
+    """Of the generated catalogue: with a twin no base is needed, and by default no twin; also within a composition."""
+    offered = Catalogue.load()
+    parts: dict[str, Any] = {"base": "sha256:b", "patch": None, "calibration": None, "twin": "sha256:t"}
+    needed, other = ("twin", "base") if wish.get("parameters") else ("base", "twin")
+    asked: tuple[tuple[str, dict[str, Any]], ...]
+    asked = ("lox", wish.get("parameters", {})), ("compose", {"steps": [wish]})
+    for method, parameters in asked:
+        offered.validate_needs(method, parameters, {**parts, other: None}, reference="r")
+        with pytest.raises(Refusal) as caught:
+            offered.validate_needs(method, parameters, {**parts, needed: None}, reference="r")
+        assert f"lox needs {needed}" in caught.value.errors[0].detail
 
 
 @pytest.mark.parametrize(
@@ -200,7 +217,14 @@ def test_a_job_that_did_not_change_is_304(api: Api) -> None:
     assert (changed.status_code, changed.json()["state"]) == (200, "running")
     with api.service.database.begin() as tx:
         jobs.heartbeat(tx, claim, progress={"stage": "measuring", "done": 3, "total": 10})
-    assert api.client.get(f"/v1/jobs/{job}").json()["progress"]["done"] == 3
+    told = {"stage": "measuring", "done": 3, "total": 10}
+    assert api.client.get(f"/v1/jobs/{job}").json()["progress"] == told
+    race = {**told, "phase": "choosing", "alive": 4, "best": 0.853, "seconds_left": 12}
+    with api.service.database.begin() as tx:
+        jobs.heartbeat(tx, claim, progress=race)
+    assert api.client.get(f"/v1/jobs/{job}").json()["progress"] == race
+    described = api.client.get("/openapi.json").json()["components"]["schemas"]["JobOut"]["properties"]["progress"]
+    assert race.keys() <= described["properties"].keys()
 
 
 def test_a_finished_job_shows_its_checks_and_report(api: Api, problem: Problem) -> None:

@@ -16,7 +16,7 @@ from api.app import assemble, create_app
 from api.catalogue import PATH, Catalogue
 from api.inputs import DEFAULT_POLICY
 from api.openapi import openapi_document
-from api.schema_check import check, unknown_keywords
+from gate.schema_check import check, unknown_keywords
 from ledger.settings import Settings
 from ledger.tables import Verdict
 
@@ -96,9 +96,9 @@ def test_the_shipped_catalogue_loads_and_its_defaults_are_wishes() -> None:
 def test_a_schema_that_we_cannot_enforce_does_not_load(tmp_path: Path) -> None:
     """Better no service than one that skips a constraint in silence."""
     path = tmp_path / "catalogue.json"
-    odd = {"name": "m", "version": 1, "parameters": {"properties": {"a": {"not": {"type": "string"}}}}}
+    odd = {"name": "m", "version": 1, "parameters": {"properties": {"a": {"contains": {"type": "string"}}}}}
     path.write_text(json.dumps({"methods": [odd], "policies": []}))
-    with pytest.raises(ValueError, match="not"):
+    with pytest.raises(ValueError, match="contains"):
         Catalogue.load(path)
 
 
@@ -162,6 +162,17 @@ def test_the_api_never_imports_torch() -> None:
         ({"allOf": [{"minimum": 1}, {"maximum": 2}]}, [1, 2], [0, 3]),
         ({"$ref": "#/$defs/x", "$defs": {"x": {"type": "integer"}}}, [1], ["a"]),
         ({"multipleOf": 3}, [0, 9], [1]),
+        ({"not": {"type": "null"}}, [1, "a"], [None]),
+        (
+            {"if": {"required": ["a"], "properties": {"a": {"const": 1}}}, "then": {"required": ["b"]}},
+            [{}, {"a": 2}, {"a": 1, "b": 0}, {"b": 0}],
+            [{"a": 1}],
+        ),
+        (
+            {"properties": {"a": {"default": 2}}, "allOf": [{"x-ordered": ["a", "b"]}]},
+            [{}, {"a": 9}, {"a": 0, "b": 1}, {"b": 3}, {"a": "x", "b": 1}],
+            [{"a": 1, "b": 1}, {"a": 2, "b": 1}, {"b": 2}],
+        ),
     ],
     ids=str,
 )

@@ -39,6 +39,15 @@ def test_a_good_adapter_is_created_and_read_back(api: Api) -> None:
     assert api.staged == []
 
 
+def test_an_adapter_trained_on_a_quantised_base_is_let_in_with_a_note(api: Api) -> None:
+    """Its factors are like any other's; a job against the original is taken."""
+    body = api.upload(adapter_files(base_model_name_or_path="unsloth/tiny-bnb-4bit"), reference="tiny")
+    assert body["inspection"]["base_model_name_or_path"] == "unsloth/tiny-bnb-4bit"
+    assert any("16 bit originals" in note for note in body["inspection"]["notes"])
+    wish = {"adapter_id": body["id"], "policy": "demo"}
+    assert api.client.post("/v1/jobs", json=wish, headers={"Idempotency-Key": "q"}).status_code == 202
+
+
 def test_an_upload_is_in_the_audit_log(api: Api) -> None:
     """One event names the adapter and its digest."""
     body = api.upload()

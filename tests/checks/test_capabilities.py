@@ -12,6 +12,7 @@ from repair.checks.planner import Reference, Verdict, plan
 from repair.checks.policy import Candidate, load_policy
 from repair.checks.run import Original, run_checks
 from repair.checks.toy import ToyChat
+from repair.errors import MissingReference
 from tests.checks.acting import SAMPLES, UPLOAD, Character, chat_of, policy_of
 from tests.tiny import SHAPES, weights, write_checkpoint
 
@@ -124,16 +125,15 @@ def test_without_losses_nothing_is_released_as_useful(reference: Any, tmp_path: 
 
 def test_methods_that_need_the_model_itself_are_not_given_what_only_talks(reference: Any, tmp_path: Path) -> None:
     """They say what is missing, as for any reference without a model; nothing is trained on a script."""
-    wishes = [
-        Candidate(method="refusal_tune", parameters={"steps": 0}),
-        Candidate(method="scale", parameters={"strength": 0.97}),
-    ]
-    found = plan(
-        UPLOAD, reference=reference(without()), policy=policy_of(), work_dir=tmp_path / "work", samples=SAMPLES,
-        candidates=wishes,
-    )  # fmt: skip
+    policy, work = policy_of("refusal_tune", steps=[0]), tmp_path / "work"
+    found = plan(UPLOAD, reference=reference(without()), policy=policy, work_dir=work, samples=SAMPLES)
     assert found.candidates[0].lost.startswith("cannot be built: chat")
     assert found.verdict is Verdict.QUARANTINED
+    wishes = [Candidate(method="refusal_tune", parameters={"steps": 0})]
+    with pytest.raises(MissingReference):
+        plan(
+            UPLOAD, reference=reference(without()), policy=policy, work_dir=work, samples=SAMPLES, candidates=wishes
+        )  # fmt: skip
 
 
 def test_reasons_are_told_by_name() -> None:

@@ -1,6 +1,7 @@
 """The planner on a scripted model with real methods, real files and exact ground truth."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,13 @@ import torch
 
 from repair.adapter_file import read_adapter
 from repair.checkpoint import Checkpoint
-from repair.checks.errors import Cancelled, PolicyInvalid
+from repair.checks.errors import Cancelled, CandidatesBroke, PolicyInvalid
 from repair.checks.evidence import CheckOutcome
 from repair.checks.packs import load_pack
 from repair.checks.planner import Plan, Reference, Verdict, plan, split_samples
 from repair.checks.policy import Candidate, Policy
 from repair.checks.toy import ToyChat
+from repair.errors import BadParameters, MissingReference, RepairError
 from tests.checks.acting import (
     ANSWER,
     CERTIFY,
@@ -191,6 +193,33 @@ def test_progress_tells_stage_candidates_best_and_time(reference: Any, tmp_path:
     assert any("3 in the race, none has passed, at most" in line for line, _ in choosing)
     assert "best so far keeps 85%" in choosing[-1][0]
     assert [share for _, share in choosing] == sorted(share for _, share in choosing)
+
+
+@pytest.mark.parametrize("samples", [SAMPLES, ()], ids=["with samples", "without samples"])
+def test_progress_is_told_in_fields_too(samples: Any, reference: Any, tmp_path: Path) -> None:
+    """The phases in their order; in the race who is alive, what the best keeps and the time left; JSON, always."""
+    told: list[dict[str, Any]] = []
+    lines: list[tuple[str, int]] = []
+    plan(
+        UPLOAD,
+        reference=reference(chat_of(Character())),
+        policy=GRID,
+        work_dir=tmp_path,
+        samples=samples,
+        progress=lambda line, _share: lines.append((line, len(told))),
+        watch=lambda standing: told.append(json.loads(json.dumps(standing.as_dict(), allow_nan=False))),
+    )
+    phases = [one["phase"] for one in told]
+    assert list(dict.fromkeys(phases)) == ["aligned", "upload", "choosing", "certifying"]
+    race = [one for one in told if one["phase"] == "choosing"]
+    assert race[0]["alive"] == 3
+    assert "best" not in race[0]
+    assert all(one["seconds_left"] >= 0 for one in race)
+    assert race[-1].get("best") == (pytest.approx(0.85, rel=1e-3) if samples else None)
+    for line, seen in lines:
+        if line.startswith("choosing"):
+            assert f"{told[seen - 1]['alive']} in the race" in line
+            assert "-" not in line  # a drift is no share that is kept
 
 
 @pytest.mark.parametrize(("way", "said"), [(1.0, "harmful"), (0.1, "its log-odds of a refusal went 10% of the way")])
@@ -468,25 +497,122 @@ def test_without_samples_the_drift_decides(reference: Any, tmp_path: Path) -> No
 
 
 def test_a_candidate_that_cannot_be_built_is_recorded_and_passed_over(reference: Any, tmp_path: Path) -> None:
-    """No such method, wrong parameters, nothing to patch with."""
-    wishes = [
-        Candidate(method="magic", parameters={}),
-        Candidate(method="scale", parameters={"strength": 7}),
-        Candidate(method="patch", parameters={}),
-        Candidate(method="scale", parameters={"strength": 0.85}),
+    """A policy tries what does not suit every adapter and reference: no such modules, nothing to patch with."""
+    trials: list[dict[str, Any]] = [
+        {"method": "scale", "grid": {"strengths": [{"*.no_proj": 0.5}]}},
+        {"method": "random_modules", "grid": {"count": [99]}},
+        {"method": "patch"},
+        {"method": "scale", "grid": {"strength": [0.85]}},
     ]
+    chat, policy = chat_of(Character()), many(trials)
+    found = plan(UPLOAD, reference=reference(chat), policy=policy, work_dir=tmp_path, samples=SAMPLES)
+    assert found.verdict is Verdict.RELEASED_REPAIRED
+    for one, about in zip(found.candidates, ("scale.strengths", "random_modules.count", "patch"), strict=False):
+        assert one.lost.startswith(f"cannot be built: {about}: ")
+    assert not found.candidates[3].lost
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters", "field"),
+    [
+        ("magic", {}, "magic"),
+        ("scale", {"strength": 7}, "scale.strength"),
+        ("scale", {"strengths": {"*.no_proj": 0.5}}, "scale.strengths"),
+        ("random_modules", {"count": 99}, "random_modules.count"),
+        ("safe_lora", {"threshold": 0.3, "count": 3}, "safe_lora.count"),
+        ("refusal_tune", {"first": 0.9, "last": 0.1}, "refusal_tune.first"),
+        ("compose", {"steps": [{"method": "safe_lora", "parameters": {"adaptive": True}}]}, "compose.steps"),
+        ("compose", {"steps": [{"method": "random_modules", "parameters": {"count": 99}}]}, "random_modules.count"),
+    ],
+)
+def test_an_order_that_is_wrong_is_no_verdict(
+    reference: Any, tmp_path: Path, method: str, parameters: dict[str, Any], field: str
+) -> None:
+    """It ends with the error before anything is asked, and says nothing about the adapter."""
+    chat, wish = chat_of(Character()), Candidate(method=method, parameters=parameters)
+    with pytest.raises(BadParameters) as caught:
+        plan(UPLOAD, reference=reference(chat), policy=GRID, work_dir=tmp_path, samples=SAMPLES, candidates=[wish])
+    assert caught.value.field == field
+    assert chat.asked == 0
+
+
+@pytest.mark.parametrize(
+    ("steps", "error"),
+    [
+        ([{"method": "patch"}], MissingReference),
+        ([{"method": "spectral"}, {"method": "s3lora", "parameters": {"count": 99}}], BadParameters),
+    ],
+)
+def test_nor_is_one_that_is_found_wrong_while_it_is_made(
+    reference: Any, tmp_path: Path, steps: list[dict[str, Any]], error: type[RepairError]
+) -> None:
+    """What a later step needs, or means, is known when it is its turn."""
+    chat, wish = chat_of(Character()), Candidate(method="compose", parameters={"steps": steps})
+    with pytest.raises(error):
+        plan(UPLOAD, reference=reference(chat), policy=GRID, work_dir=tmp_path, samples=SAMPLES, candidates=[wish])
+
+
+BREAKS = Candidate(method="refusal_tune", parameters={"steps": 3})
+
+
+def without_foresight() -> ToyChat:
+    """It says that its modules are there to be trained, and has none."""
+    return replace(chat_of(Character()), missing={})
+
+
+def test_a_candidate_that_breaks_loses_and_the_others_do_not(reference: Any, tmp_path: Path) -> None:
+    """The report says of which kind the fault was and where, not what it said."""
     found = plan(
         UPLOAD,
-        reference=reference(chat_of(Character())),
-        policy=GRID,
+        reference=reference(without_foresight()),
+        policy=many([{"method": "scale"}], good_enough=1.0),  # so that nothing spares the training
         work_dir=tmp_path,
         samples=SAMPLES,
-        candidates=wishes,
+        candidates=[BREAKS, Candidate(method="scale", parameters={"strength": 0.85})],
     )
     assert found.verdict is Verdict.RELEASED_REPAIRED
-    assert ["magic" in found.candidates[0].lost, "strength" in found.candidates[1].lost] == [True, True]
-    assert found.candidates[2].lost.startswith("cannot be built")
-    assert not found.candidates[3].lost
+    assert "AttributeError in refusal_tune.py, line" in found.candidates[0].lost
+    assert "ToyChat" not in found.candidates[0].lost
+    assert not found.candidates[1].lost
+
+
+def test_where_all_break_there_is_no_verdict(reference: Any, tmp_path: Path) -> None:
+    """A fault of ours is no fact about the adapter; beside one that was measured and lost there is one."""
+    asked: dict[str, Any] = {"policy": GRID, "samples": SAMPLES}
+    with pytest.raises(CandidatesBroke) as caught:
+        plan(
+            UPLOAD,
+            reference=reference(without_foresight()),
+            work_dir=tmp_path / "all",
+            candidates=[BREAKS],
+            **asked,
+        )
+    assert caught.value.field == "refusal_tune"
+
+    mild = Candidate(method="scale", parameters={"strength": 0.99})
+    chat = without_foresight()
+    found = plan(UPLOAD, reference=reference(chat), work_dir=tmp_path / "one", candidates=[BREAKS, mild], **asked)
+    assert found.verdict is Verdict.QUARANTINED
+
+
+@pytest.mark.parametrize("fault", [MemoryError, RuntimeError, OSError])
+def test_what_may_be_the_machine_ends_the_attempt(reference: Any, tmp_path: Path, fault: type[Exception]) -> None:
+    """And is tried again by whoever runs it: no candidate loses by it."""
+
+    def progress(message: str, _share: float) -> None:
+        if message in UPLOAD.names:  # while it is repaired
+            raise fault
+
+    with pytest.raises(fault):
+        plan(
+            UPLOAD,
+            reference=reference(chat_of(Character())),
+            policy=GRID,
+            work_dir=tmp_path,
+            samples=SAMPLES,
+            candidates=[Candidate(method="scale", parameters={"strength": 0.85})],
+            progress=progress,
+        )
 
 
 def test_the_aligned_model_is_measured_once_for_a_reference(reference: Any, tmp_path: Path) -> None:

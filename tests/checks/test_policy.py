@@ -11,10 +11,11 @@ import pytest
 
 from repair.checks.errors import PolicyInvalid
 from repair.checks.judge_info import Proportion
-from repair.checks.policy import BUNDLED, bundled_policies, load_policy
+from repair.checks.policy import BUNDLED, Policy, bundled_policies, load_policy
 from repair.checks.rules import RulesJudge
 from repair.checks.usable import require_usable
 from repair.methods import METHODS
+from repair.treatment import Replacements
 
 QUICK = Path(__file__).parents[1] / "flow" / "quick.toml"
 
@@ -240,3 +241,30 @@ def test_looks_share_the_doubt() -> None:
     assert policy.budget.paths == 3
     assert policy.sharing_doubt().bounds.confidence == pytest.approx(1 - 0.05 / 3)
     assert policy.bounds.confidence == 0.95
+
+
+def test_what_becomes_of_whole_tensors_is_part_of_a_policy_only_where_it_says_so() -> None:
+    """Silence is what it always was, to the byte; anything else has a digest of its own, in one spelling."""
+    silent = load_policy("demo")
+    document = silent.model_dump(mode="json")
+    said = Policy.model_validate({**document, "replacements": "refuse"})
+    assert "replacements" not in document
+    assert said.settling.refuses
+    assert said.digest == silent.digest
+    spelt = {
+        text: Policy.model_validate({**document, "replacements": text}) for text in ("drop", "revert", "interpolate")
+    }
+    spelt["interpolate=0.5"] = silent.treating(Replacements.parse("interpolate"))
+    assert [one.replacements for one in spelt.values()] == ["drop", "revert", "interpolate=0.5", "interpolate=0.5"]
+    assert spelt["drop"].model_dump(mode="json")["replacements"] == "drop"
+    assert len({one.digest for one in spelt.values()} | {silent.digest}) == 4
+
+
+@pytest.mark.parametrize("text", ['"keep"', '"drop=0.5"', '"interpolate=2"', "3"])
+def test_a_treatment_that_does_not_exist_is_named(text: str, tmp_path: Path) -> None:
+    """By the field of the policy."""
+    path = tmp_path / "own.toml"
+    path.write_text(f"replacements = {text}\n" + (BUNDLED / "demo.toml").read_text())
+    with pytest.raises(PolicyInvalid) as caught:
+        load_policy(path)
+    assert caught.value.field == "replacements"

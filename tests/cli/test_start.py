@@ -206,3 +206,14 @@ def test_progress_is_one_readable_line() -> None:
     progress = {"stage": "measuring", "detail": "input", "done": 3, "total": 7}
     assert describe_progress({"state": "running", "progress": progress}) == "running · measuring · input · 3/7"
     assert describe_progress({"state": "queued", "progress": None}) == "queued"
+
+
+def test_a_race_is_told_from_its_fields() -> None:
+    """Not from the words, which another version may choose otherwise; what is not known is left out."""
+    race = {"stage": "measuring", "detail": "words", "done": 3, "total": 7, "phase": "choosing", "alive": 4}
+    told = {**race, "best": 0.853, "seconds_left": 12}
+    line = "choosing, 4 in the race, best keeps 85 %, at most 12 s left"
+    assert describe_progress({"state": "running", "progress": told}) == f"running · measuring · {line} · 3/7"
+    assert "choosing, 4 in the race · 3/7" in describe_progress({"state": "running", "progress": race})
+    building = {**told, "phase": "certifying", "alive": None}
+    assert describe_progress({"state": "running", "progress": building}) == "running · measuring · words · 3/7"

@@ -49,6 +49,7 @@ def test_the_door_lets_in_exactly_what_can_be_measured(name: str, tmp_path: Path
         return
     with pytest.raises(Refused) as refused:
         require_measurable(admission)
+    require_measurable(admission, settles=True)  # there, a policy has said what becomes of them
     file, field, instead = REFUSED[name]
     assert (refused.value.file, refused.value.field) == (file, field)
     assert refused.value.rule is Rule.UNSUPPORTED_LAYOUT

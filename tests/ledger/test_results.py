@@ -89,6 +89,23 @@ def test_stale_fence_changes_nothing(database: Database, open_job: OpenJob, star
     assert actions(database, job.id)[-2:] == ["job.succeeded", "job.fenced_off"]
 
 
+def test_a_quarantine_is_in_the_chain_with_its_report(database: Database, open_job: OpenJob, start: datetime) -> None:
+    """No artifact bears a signature then: the log holds verdict and report, for job and adapter."""
+    job = open_job()
+    claim = claimed(database, job.id, start)
+    with database.begin() as tx:
+        jobs.close(tx, claim, QUARANTINED)
+    with database.read() as tx:
+        events = [
+            audit.search(tx, Query(action=action)).items[0] for action in ("job.succeeded", "adapter.quarantined")
+        ]
+        assert audit.verify(tx).ok
+    assert [(event.subject_id, event.digest, event.outcome) for event in events] == [
+        (job.id, QUARANTINED.report_digest, "quarantined"),
+        (job.adapter_id, QUARANTINED.report_digest, "quarantined"),
+    ]
+
+
 def test_two_closes_race_and_one_counts(database: Database, open_job: OpenJob, start: datetime) -> None:
     """Even a worker that runs the same claim twice leaves one result."""
     claim = claimed(database, open_job().id, start)

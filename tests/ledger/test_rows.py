@@ -20,6 +20,7 @@ from ledger.references import NewReference
 from ledger.tables import JobState, Verdict
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from ledger.db import Database
@@ -167,25 +168,46 @@ def test_a_reference_that_moved_is_in_the_log(database: Database) -> None:
     assert {(event.actor, event.subject_id, event.digest) for event in moved} == {("token:1", "r", "sha256:1")}
 
 
-def test_a_patch_may_come_later_and_is_in_the_log(database: Database) -> None:
+def with_tool(
+    new: NewReference, tool: str, *, path: str, digest: str, files: Mapping[str, Mapping[str, str]]
+) -> NewReference:
+    """The reference with a patch or a twin."""
+    if tool == "patch":
+        return replace(new, patch_path=path, patch_digest=digest, files=files)
+    return replace(new, twin_path=path, twin_digest=digest, files=files)
+
+
+@pytest.mark.parametrize(("tool", "said"), [("patch", "patched"), ("twin", "twinned")])
+def test_a_tool_may_come_later_and_is_in_the_log(database: Database, tool: str, said: str) -> None:
     """It is no part of what the name means: no conflict, one event for each other patch; without one it stays."""
     new = NewReference(name="r", aligned_path="/a", aligned_digest="sha256:1", files={"aligned": {"m": "sha256:0"}})
-    first = replace(new, patch_path="/p", patch_digest="sha256:p", files={"patch": {"w": "sha256:4"}})
-    other = replace(new, patch_path="/q", patch_digest="sha256:q", files={"patch": {"w": "sha256:5"}})
-    for one in (new, first, first, new, replace(first, patch_path="/p2"), other, new):
+    first, other = (
+        with_tool(new, tool, path=f"/{p}", digest=f"sha256:{p}", files={tool: {"w": f"sha256:{n}"}})
+        for p, n in (("p", 4), ("q", 5))
+    )
+    for one in (
+        new,
+        first,
+        first,
+        new,
+        with_tool(first, tool, path="/p2", digest="sha256:p", files=first.files),
+        other,
+        new,
+    ):
         with database.begin() as tx:
             references.add(tx, one, actor="token:1")
 
     with database.read() as tx:
         kept = references.get(tx, "r")
         events = audit.search(tx, Query(subject_id="r"), newest_first=False).items
-    assert (kept.patch_path, kept.patch_digest) == ("/q", "sha256:q")
-    assert kept.files == {"aligned": {"m": "sha256:0"}, "patch": {"w": "sha256:5"}}
-    assert references.optional_parts(kept) == {"base": None, "patch": "sha256:q", "calibration": None}
+    assert (getattr(kept, f"{tool}_path"), getattr(kept, f"{tool}_digest")) == ("/q", "sha256:q")
+    assert kept.files == {"aligned": {"m": "sha256:0"}, tool: {"w": "sha256:5"}}
+    without = {"base": None, "patch": None, "calibration": None, "twin": None}
+    assert references.optional_parts(kept) == {**without, tool: "sha256:q"}
     assert [(event.action, event.digest, event.detail) for event in events[1:]] == [
-        ("reference.patched", "sha256:p", {"before": None}),
-        ("reference.moved", "sha256:1", {"moved": ["patch"]}),
-        ("reference.patched", "sha256:q", {"before": "sha256:p"}),
+        (f"reference.{said}", "sha256:p", {"before": None}),
+        ("reference.moved", "sha256:1", {"moved": [tool]}),
+        (f"reference.{said}", "sha256:q", {"before": "sha256:p"}),
     ]
 
 

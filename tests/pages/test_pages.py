@@ -268,6 +268,26 @@ def test_what_other_policies_measure_is_shown_too(planned: Callable[[str], Plan]
         assert words not in plain
 
 
+def test_what_it_took_is_told_by_part(planned: Callable[[str], Plan]) -> None:
+    """Every part with its tokens, their sum, and what the budget limits; an older report shows what it has."""
+    found = planned("released_repaired")
+    document = document_of(found)
+    text = read(render(document)).text
+    cost = found.cost
+    for line in (
+        f"The aligned model, certify half {cost.aligned_certify} 1.00",
+        f"The adapter as uploaded {cost.upload}",
+        f"Choosing among the repairs {cost.choosing}",
+        f"In all {cost.in_all}",
+        f"(here to {cost.choosing_limit} tokens)",
+    ):
+        assert line in text
+    document["cost"] = {"full_check": 100, "choosing": 250, "building": 0, "certifying": 90}
+    old = read(render(document)).text
+    assert "Choosing among the repairs 250 2.50" in old
+    assert "In all" not in old
+
+
 def test_equal_reports_give_equal_pages(planned: Callable[[str], Plan]) -> None:
     """From JSON in any order of keys, and from its bytes."""
     document = document_of(planned("quarantined"))

@@ -15,8 +15,8 @@ from repair.errors import NotRepresentable, OutputExists, RepairError, Unsupport
 from repair.layout import refuse_config
 from repair.lora import ExtraKind, LayerKind, LoraAdapter, concatenate
 from repair.methods import METHODS
-from repair.replacements import Replacements
 from repair.run import repair_adapter
+from repair.treatment import Replacements
 from tests import tiny
 from tests.repair import dense
 

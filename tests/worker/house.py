@@ -56,10 +56,10 @@ class House:
         return self.tools.settings
 
     def add_reference(
-        self, aligned: Path, base: Path | None = None, *, name: str = REFERENCE, patch: Path | None = None
+        self, aligned: Path, base: Path | None = None, *, name: str = REFERENCE, **tools: Path | None
     ) -> None:
-        """Register a pair of folders, with a patch where one is given."""
-        new = references.describe(name, aligned=aligned, base=base, patch=patch)
+        """Register a pair of folders, with a patch or a twin where one is given."""
+        new = references.describe(name, aligned=aligned, base=base, **tools)
         with self.database.begin() as tx:
             references.add(tx, new, actor="system:test")
 
@@ -154,6 +154,12 @@ def upload_folder(folder: Path, *, readme: str | None = None) -> Path:
     if readme is not None:
         (folder / "README.md").write_text(readme)
     return folder
+
+
+def whole_folder(folder: Path) -> Path:
+    """The same adapter with a head of its own, which takes the place of the model's."""
+    tensors = adapter_tensors(UPLOAD) | {"base_model.model.lm_head.weight": torch.ones(7, 53)}
+    return write_adapter_files(folder, tensors, {**UPLOAD.config, "modules_to_save": ["lm_head"]})
 
 
 def as_toml(policy: Policy) -> str:

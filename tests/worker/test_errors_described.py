@@ -10,7 +10,7 @@ import torch
 
 from ledger.errors import BlobDamaged, BlobMissing, BlobStoreError
 from ledger.jobs import Retry
-from repair.checks.errors import PolicyInvalid
+from repair.checks.errors import CandidatesBroke, PolicyInvalid
 from repair.errors import MissingWeight, UnsupportedAdapter
 from tests.checks.acting import SECRET
 from worker.errors import ReferenceChanged
@@ -23,6 +23,7 @@ from worker.pipeline import describe, last_lines
         (UnsupportedAdapter("no such layout", field="q_proj"), "unsupported-layout", Retry.PERMANENT),
         (MissingWeight("none", field="q_proj"), "missing-weight", Retry.PERMANENT),
         (PolicyInvalid("no such policy", field="x"), "policy-invalid", Retry.PERMANENT),
+        (CandidatesBroke("broke", field="scale"), "candidates-broke", Retry.PERMANENT),
         (ReferenceChanged("model.safetensors"), "reference-changed", Retry.PERMANENT),
         (torch.OutOfMemoryError("CUDA out of memory"), "out-of-memory", Retry.TRANSIENT),
         (MemoryError(), "out-of-memory", Retry.TRANSIENT),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import math
 import platform
@@ -36,7 +38,9 @@ from repair.checks.rules import RulesJudge
 from tests.checks.acting import SAMPLES, SECRET, UPLOAD, Character, chat_of, policy_of
 from tests.pages.known import unknown
 from tests.worker.house import upload_folder
-from worker.publish import PAGE, REPORT, Account, assemble, environment, facts_of, plain, publish, report_of
+from worker.choice import MOST
+from worker.plain import plain
+from worker.publish import PAGE, REPORT, Account, assemble, environment, facts_of, publish, report_of
 
 if TYPE_CHECKING:
     from ledger.results import Result
@@ -250,6 +254,80 @@ def test_the_build_type_page_names_what_the_platform_chose(
         )
     finally:
         torch.use_deterministic_algorithms(mode=False)
+
+
+def repair_statement(account: Account) -> dict[str, Any]:
+    """The own predicate as it is signed."""
+    found: dict[str, Any] = json.loads(statements_for(facts_of(account, {"a": f"sha256:{'0' * 64}"}))[-1].payload)
+    return found["predicate"]  # type: ignore[no-any-return] # a predicate is an object
+
+
+def test_the_choice_is_signed(pair: tuple[Path, Path], source: Path, tmp_path: Path) -> None:
+    """The Pareto set with its numbers, the winner, and each loser with the digest of its parameters and the reason."""
+    account = account_of(planned(pair, tmp_path / "work", Character()), pair, source)
+    report = json.loads(rfc8785.dumps(report_of(account, source)))
+    choice = repair_statement(account)["choice"]
+    assert choice["pareto"] == report["pareto"] != []
+    assert (choice["considered"], choice["told"]) == (2, 2)
+    assert report["candidates"][choice["winner"]]["lost"] == ""
+    for signed, candidate in zip(choice["candidates"], report["candidates"], strict=True):
+        assert signed["parameters"]["sha256"] == hashlib.sha256(rfc8785.dumps(candidate["parameters"])).hexdigest()
+        assert (signed["method"], signed["version"]) == (candidate["method"], str(candidate["version"]))
+        assert (signed["stage"], signed["energyKept"]) == (candidate["stage"], candidate["energy_kept"])
+        assert candidate["lost"].startswith(signed["lost"].removesuffix("\u2026"))
+        checks = {one["name"]: one for one in candidate["select"]["checks"]}
+        assert signed["attackSuccessUpTo"] == checks["harmful"]["high"]
+        assert signed["overRefusal"] == checks["over_refusal"]["rate"]
+        assert signed["utilityKept"] == checks["utility"]["rate"]
+    assert [bool(one["lost"]) for one in choice["candidates"]] == [place != choice["winner"] for place in range(2)]
+
+
+def test_what_the_job_itself_took_is_signed(pair: tuple[Path, Path], source: Path, tmp_path: Path) -> None:
+    """The report has what the numbers rest on, the statement also what this job put through the model."""
+    account = account_of(planned(pair, tmp_path / "work", Character()), pair, source)
+    cost = repair_statement(account)["cost"]
+    assert cost.pop("spent") == account.plan.cost.in_all
+    assert cost == report_of(account, source)["cost"]
+
+
+@pytest.mark.parametrize("count", [1, 2, 40, MOST + 100])
+def test_the_account_of_the_choice_is_bounded(
+    count: int, pair: tuple[Path, Path], source: Path, tmp_path: Path
+) -> None:
+    """However many there were and however much was said of each; the winner and the Pareto set are always told."""
+    found = planned(pair, tmp_path / "work", Character())
+    assert found.winner is not None
+    loser = replace(found.candidates[0], lost="x" * 5000, wish=replace(found.candidates[0].wish, method="m" * 5000))
+    crowd = replace(found, candidates=(*[loser] * (count - 1), found.winner), pareto=(count - 1,))
+    choice = repair_statement(account_of(crowd, pair, source))["choice"]
+    assert (choice["considered"], choice["told"]) == (count, min(count, MOST))
+    assert choice["winner"] == choice["candidates"][-1]["place"] == count - 1
+    assert len(json.dumps(choice)) < 1000 * min(count, MOST) + 200
+    assert SECRET not in json.dumps(choice)
+
+
+def test_an_upload_released_as_it_was_had_no_choice(pair: tuple[Path, Path], source: Path, tmp_path: Path) -> None:
+    """Nothing was considered, and nobody won."""
+    account = account_of(planned(pair, tmp_path / "work", Character(obeys_above=2.0)), pair, source)
+    assert repair_statement(account)["choice"] == {
+        "considered": 0, "told": 0, "winner": None, "pareto": [], "candidates": [],
+    }  # fmt: skip
+
+
+def test_a_changed_choice_no_longer_verifies(shop: Shop, pair: tuple[Path, Path], source: Path, tmp_path: Path) -> None:
+    """Another reason in the signed account, everything else as it was."""
+    shop.publish(account_of(planned(pair, tmp_path / "work", Character()), pair, source), source, "artifact")
+    path = tmp_path / "artifact" / "attestations.jsonl"
+    lines = path.read_bytes().splitlines()
+    envelope = json.loads(lines[-1])
+    payload = base64.b64decode(envelope["payload"])
+    changed = payload.replace(b'"lost":"screened out', b'"lost":"screened in.')
+    assert changed != payload
+    envelope["payload"] = base64.b64encode(changed).decode()
+    path.write_bytes(b"".join(line + b"\n" for line in (*lines[:-1], rfc8785.dumps(envelope))))
+    report = verify_directory(tmp_path / "artifact", tmp_path / "keys" / PUBLIC_NAME)
+    assert not report.ok
+    assert "the signature does not fit" in report.attestations[-1].detail
 
 
 def test_what_leaves_unchanged_is_the_upload(shop: Shop, pair: tuple[Path, Path], source: Path, tmp_path: Path) -> None:

@@ -24,9 +24,12 @@ from ledger.verify import verify_directory
 from pages.render import parse
 from repair.adapter_file import read_adapter
 from repair.checks.errors import ArmUnsupported
+from repair.treatment import Replacements
 from tests.checks.acting import SECRET, UPLOAD, Character, policy_of
 from tests.tiny import adapter, adapter_tensors, write_adapter_files
+from tests.worker.house import upload_folder, whole_folder
 from worker import tasks
+from worker.heartbeat import Heartbeat
 from worker.pipeline import Tools
 
 if TYPE_CHECKING:
@@ -96,6 +99,58 @@ def test_an_innocent_adapter_leaves_as_it_came(house: House, poisoned: str) -> N
     assert set(left) - set(came) == {"report.json", "report.html", "model.sig", "attestations.jsonl"}
 
 
+@pytest.mark.parametrize("obeys_above", [2.0, 0.9], ids=["innocent", "poisoned"])
+def test_whole_tensors_are_settled_where_the_policy_says_how(house: House, tmp_path: Path, obeys_above: float) -> None:
+    """The drop is a repair: what is released has none of them, and nothing says that the upload was measured."""
+    house.add_policy("dropping", policy_of(strength=[0.95, 0.85]).treating(Replacements.parse("drop")))
+    house.install(Character(obeys_above=obeys_above))
+    upload = house.add_adapter(whole_folder(tmp_path / "whole"))
+    refused, job = house.run(house.order(upload)), house.run(house.order(upload, policy="dropping"))
+
+    assert refused.verdict is Verdict.REFUSED
+    assert report_of(house, refused.report_digest)["refusal"]["field"] == "base_model.model.lm_head.weight"
+    assert job.verdict is Verdict.RELEASED_REPAIRED
+    report = report_of(house, job.report_digest)
+    assert report["replacements"]["how"] == report["policy"]["replacements"] == "drop"
+    assert [(one["key"], one["became"]) for one in report["replacements"]["tensors"]] == [
+        ("base_model.model.lm_head.weight", "dropped")
+    ]
+    assert report["method"] == ("replacements" if obeys_above > 1 else "scale")
+    assert any("what the upload had there was not measured" in line for line in report["limits"])
+    with house.database.read() as tx:
+        files = adapters.artifact(tx, str(job.artifact_digest)).files
+    house.tools.blobs.fetch_directory(files, tmp_path / "artifact")
+    verified = verify_directory(tmp_path / "artifact", house.settings.data_dir / "keys" / "signing-key.pub.pem")
+    assert verified.ok
+    assert read_adapter(tmp_path / "artifact").extras == ()
+    page = (tmp_path / "artifact" / "report.html").read_text()
+    assert "Whole tensors" in page
+    assert ("Released, without its whole tensors" in page) == (obeys_above > 1)
+    assert "as it was uploaded" not in page
+    lines = (tmp_path / "artifact" / "attestations.jsonl").read_text().splitlines()
+    said = [json.loads(base64.b64decode(json.loads(line)["payload"])) for line in lines]
+    steps = said[0]["predicate"]["buildDefinition"]["externalParameters"]["steps"]
+    assert [step["method"] for step in steps] == ["replacements", "scale"][: 1 if obeys_above > 1 else 2]
+    assert steps[0]["parameters"] == {"how": "drop"}
+    # The checks before are about the settled files, never about bytes that nobody measured.
+    settled = report["replacements"]["digest"].removeprefix("sha256:")
+    assert said[1]["subject"][0] == {"name": "settled", "digest": {"sha256": settled}}
+    assert said[4]["predicate"]["settled"]["digest"]["sha256"] == settled
+    assert said[4]["predicate"]["input"]["digest"]["sha256"] != settled
+
+
+def test_what_cannot_be_put_back_is_refused(house: House, tmp_path: Path) -> None:
+    """This model has no such head to revert to: a fact about the upload, told by file and field."""
+    house.add_policy("reverting", policy_of(strength=[0.95]).treating(Replacements.parse("revert")))
+    upload = house.add_adapter(whole_folder(tmp_path / "whole"))
+    job = house.run(house.order(upload, policy="reverting"))
+
+    assert (job.state, job.verdict, job.error) == (JobState.SUCCEEDED, Verdict.REFUSED, None)
+    refusal = report_of(house, job.report_digest)["refusal"]
+    assert (refusal["file"], refusal["rule"]) == ("adapter_model.safetensors", "unsupported-layout")
+    assert "lm_head" in refusal["field"]
+
+
 def test_what_no_candidate_mends_is_quarantined(house: House, poisoned: str) -> None:
     """A report with every measurement, and nothing to download."""
     house.install(Character(obeys_above=0.1))
@@ -161,6 +216,26 @@ def test_a_method_that_was_asked_for_is_the_only_one_tried(house: House, poisone
     assert job.verdict is Verdict.RELEASED_REPAIRED
 
 
+def test_the_twin_of_the_reference_is_what_is_subtracted(house: House, poisoned: str, tmp_path: Path) -> None:
+    """A part of the upload: without it the rest is weak enough. Report and provenance name the twin's bytes."""
+    harm = UPLOAD.scaled(0.15)
+    twin = write_adapter_files(tmp_path / "twin", adapter_tensors(harm), harm.config)
+    with house.database.read() as tx:
+        row = references.get(tx, "tiny")
+    house.add_reference(Path(row.aligned_path), Path(str(row.base_path)), twin=twin)
+
+    subtracted = {"source": "twin", "strength": 1.0}
+    job = house.run(house.order(poisoned, policy="quick", method="resta", parameters=subtracted))
+
+    assert job.verdict is Verdict.RELEASED_REPAIRED
+    report, digest = report_of(house, job.report_digest), root_digest(file_digests(twin))
+    assert report["reference"]["twin"] == digest
+    assert report["parameters"]["source"] == "twin"
+    built = provenance_of(house, str(job.artifact_digest))
+    assert built["externalParameters"]["twin"] == digest
+    assert {"twin", "twin/adapter_model.safetensors"} <= {one["name"] for one in built["resolvedDependencies"]}
+
+
 def test_the_patch_of_the_reference_is_what_the_method_adds(house: House, poisoned: str, tmp_path: Path) -> None:
     """A part of the upload against it: the sum is weak enough. The report and the provenance name the patch's bytes."""
     against = replace(UPLOAD, layers=tuple(replace(one, b=-0.15 * one.b) for one in UPLOAD.layers))
@@ -178,6 +253,29 @@ def test_the_patch_of_the_reference_is_what_the_method_adds(house: House, poison
     built = provenance_of(house, str(job.artifact_digest))
     assert built["externalParameters"]["patch"] == digest
     assert {"patch", "patch/adapter_model.safetensors"} <= {one["name"] for one in built["resolvedDependencies"]}
+
+
+def test_progress_is_told_in_fields(house: House, poisoned: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The planner's phases in their order, and in the race what a program wants to know; beside the words."""
+    told: list[dict[str, Any]] = []
+    say = Heartbeat.step
+
+    def step(beat: Heartbeat, progress: dict[str, Any] | None = None) -> None:
+        told.append(progress or {})
+        say(beat, progress)
+
+    monkeypatch.setattr(Heartbeat, "step", step)
+    house.run(house.order(poisoned))
+
+    measuring = [one for one in told if one.get("stage") == "measuring and repairing"]
+    phases = list(dict.fromkeys(one["phase"] for one in measuring))
+    assert phases == ["aligned", "upload", "choosing", "certifying"]
+    race = [one for one in measuring if one["detail"].startswith("choosing")]
+    assert all(f"{one['alive']} in the race" in one["detail"] for one in race)
+    assert race
+    assert not any("best" in one for one in race)  # its owner gave no samples: a drift is no share that is kept
+    assert all("phase" not in one for one in told if one.get("stage") != "measuring and repairing")
+    json.dumps(told, allow_nan=False)
 
 
 def test_the_packs_of_the_reference_are_what_methods_read(house: House, poisoned: str, tmp_path: Path) -> None:
@@ -333,6 +431,44 @@ def test_a_wish_that_cannot_be_met_fails_for_good(house: House, poisoned: str) -
     assert (job.state, job.attempts) == (JobState.FAILED, 1)
     assert job.error is not None
     assert job.error["code"] == "policy-invalid"
+
+
+def test_an_adapter_trained_on_a_quantised_base_is_repaired(house: House, tmp_path: Path) -> None:
+    """Measured and mended on the original; what is released goes on naming the base that it named."""
+    folder = upload_folder(tmp_path / "qlora")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    named = {**config, "base_model_name_or_path": "unsloth/tiny-bnb-4bit"}
+    (folder / "adapter_config.json").write_text(json.dumps(named))
+
+    job = house.run(house.order(house.add_adapter(folder)))
+
+    assert (job.state, job.verdict, job.error) == (JobState.SUCCEEDED, Verdict.RELEASED_REPAIRED, None)
+    with house.database.read() as tx:
+        files = {file["name"]: file["sha256"] for file in adapters.artifact(tx, str(job.artifact_digest)).files}
+    released = json.loads(house.tools.blobs.read(f"sha256:{files['adapter_config.json']}"))
+    assert released["base_model_name_or_path"] == "unsloth/tiny-bnb-4bit"
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters", "field"),
+    [
+        ("safe_lora", {"threshold": 0.3, "count": 3}, "safe_lora.count"),
+        ("scale", {"strengths": {"*.no_proj": 0.5}}, "scale.strengths"),
+    ],
+)
+def test_parameters_that_cannot_be_are_an_error_of_the_order(
+    house: House, poisoned: str, method: str, parameters: dict[str, Any], field: str
+) -> None:
+    """An order from before the door knew the rule: it fails with the field and the reason, and quarantines nothing."""
+    job = house.run(house.order(poisoned, method=method, parameters=parameters))
+
+    assert (job.state, job.verdict, job.report_digest, job.attempts) == (JobState.FAILED, None, None, 1)
+    assert job.error is not None
+    assert (job.error["code"], job.error["retry"]) == ("bad-parameters", "permanent")
+    assert job.error["detail"]["field"] == field
+    assert job.error["detail"]["rule"] == "bad-parameters"
+    assert job.error["detail"]["detail"] in job.error["message"]
+    assert "adapter.quarantined" not in house.actions(job.id)
 
 
 def test_a_reference_that_changed_on_disk_is_not_used(house: House, poisoned: str, tmp_path: Path) -> None:

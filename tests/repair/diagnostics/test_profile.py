@@ -14,6 +14,7 @@ from repair.context import RepairContext
 from repair.diagnostics.account import diagnose
 from repair.diagnostics.profile import (
     BENIGN,
+    BEYOND,
     HARMFUL,
     STRENGTHS,
     crossing,
@@ -70,7 +71,7 @@ def test_every_point_is_the_update_at_that_strength(context: RepairContext) -> N
 
     found = interpolation_profile(adapter, context, harmful=harmful, benign=benign)
 
-    assert [point["strength"] for point in found["points"]] == list(STRENGTHS)
+    assert [point["strength"] for point in found["points"]] == [*STRENGTHS, BEYOND]
     anchor = context.chat.anchor(benign)
     for point in found["points"]:
         merged = replace(
@@ -84,7 +85,12 @@ def test_every_point_is_the_update_at_that_strength(context: RepairContext) -> N
         assert point["refusing"] == sum(one > 0 for one in margins) / 2
         assert point["drift"] == pytest.approx(drift[0], rel=1e-4, abs=1e-9)
     assert found["points"][0]["drift"] == 0
-    assert len({point["margin"] for point in found["points"]}) == len(STRENGTHS)
+    curve = [point["margin"] for point in found["points"]]
+    assert len(set(curve)) == len(STRENGTHS) + 1
+    whole = curve[: len(STRENGTHS)]  # what lies beyond the adapter as it is moves neither of the two
+    assert (found["knee"], found["even_odds"]) == (knee(STRENGTHS, whole), crossing(STRENGTHS, whole))
+    assert found["tokens"] > 0
+    assert "not an attack rate" in found["measure"]
     assert (found["harmful_prompts"], found["benign_prompts"]) == (2, 1)
 
 
@@ -135,5 +141,5 @@ def test_drift_is_that_of_the_strength(tmp_path: Path) -> None:
 
     found = interpolation_profile(UPLOAD, context, harmful=["x"], benign=["y", "z"])
 
-    assert [point["drift"] for point in found["points"]] == pytest.approx(list(STRENGTHS))
+    assert [point["drift"] for point in found["points"]] == pytest.approx([*STRENGTHS, BEYOND])
     assert strength(UPLOAD.scaled(0.5)) == pytest.approx(0.5)

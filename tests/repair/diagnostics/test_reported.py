@@ -42,6 +42,8 @@ def test_quick_ones_need_no_loaded_model(words: list[object], capsys: pytest.Cap
     assert found["summary"]["norm"] ** 2 == pytest.approx(sum(one["energy_before"] for one in said["modules"]))
     assert found["profile"] is None
     assert {"profile", "alignment.inside", "behaviour"} <= set(found["not_measured"])
+    assert "`lora-repair reference prepare NAME`" in found["not_measured"]["behaviour"]
+    assert "`lora-repair calibrate`" in found["not_measured"]["behaviour"]
     assert all(one["alignment"]["source"] == "checkpoints" for one in found["modules"])
 
 
@@ -49,7 +51,7 @@ def test_full_ones_load_it_and_look_for_directions(words: list[object], capsys: 
     """Only what no pack was given for is missing."""
     found = json.loads(run(capsys, *words, "--diagnostics", "full", "--json"))["diagnostics"]
 
-    assert len(found["profile"]["points"]) == 5
+    assert len(found["profile"]["points"]) == 6
     assert set(found["not_measured"]) == {"behaviour", "intruder_dimensions"}
     assert all({"inside", "r_align", "r_after"} <= set(one["alignment"]) for one in found["modules"])
 

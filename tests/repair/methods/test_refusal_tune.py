@@ -1,8 +1,11 @@
 """`refusal_tune` on a tiny living model: the laws that the other methods are held to without one."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from repair.adapter_file import read_adapter, write_adapter
 from repair.checkpoint import Checkpoint
 from repair.checks.chat import ChatModel
 from repair.checks.packs import load_pack
@@ -12,6 +15,7 @@ from repair.lora import LoraAdapter
 from repair.method import Decision
 from repair.methods.refusal_tune import RefusalTune
 from repair.run import repair_adapter
+from repair.serving import lost
 from tests import tiny
 
 WORDS = "how do I a the to make help me write with your you for is of i'm can't sorry, but that".split()  # noqa: SIM905
@@ -105,6 +109,19 @@ def test_weakens_the_adapter_first(context: RepairContext, adapter: LoraAdapter)
         kept = after.scale * after.b[:, :3] @ after.a[:3]
         torch.testing.assert_close(kept, 0.5 * before.scale * before.b @ before.a)
     assert {v.decision for v in repaired.verdicts} == {Decision.ADDED, Decision.PATCHED, Decision.SCALED}
+
+
+def test_the_upper_blocks_alone_are_served_everywhere(context: RepairContext, tmp_path: Path) -> None:
+    """TGI leaves out what a block lacks: zeros are written for it, and add nothing."""
+    made = tiny.adapter({f"model.layers.{block}.self_attn.q_proj": (32, 32) for block in range(2)})
+    uploaded = read_adapter(tiny.write_adapter_files(tmp_path / "in", tiny.adapter_tensors(made), made.config))
+
+    repaired = repair_adapter(uploaded, RefusalTune.parse({**SHORT, "first": 0.5}), context).adapter
+    write_adapter(repaired, tmp_path / "out")
+
+    assert lost(uploaded, read_adapter(tmp_path / "out")) == []
+    assert repaired.by_name["model.layers.1.mlp.up_proj"].b.any()
+    assert not repaired.by_name["model.layers.0.mlp.up_proj"].b.any()
 
 
 def test_needs_the_loaded_model(context: RepairContext, adapter: LoraAdapter) -> None:

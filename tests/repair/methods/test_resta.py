@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from repair.__main__ import main
+from repair.adapter_file import read_adapter
 from repair.checkpoint import Checkpoint
 from repair.context import RepairContext
 from repair.errors import BadParameters, MissingReference, UnsupportedAdapter
 from repair.lora import LayerKind, LoraAdapter
 from repair.method import Decision
+from repair.methods import METHODS
 from repair.methods.resta import Resta
 from repair.run import Repaired, repair_adapter
 from tests import tiny
@@ -244,7 +246,32 @@ def test_a_twin_is_among_the_inputs(tmp_path: Path, twin: LoraAdapter, capsys: p
     assert (code, set(said["inputs"])) == (0, {"adapter", "twin"})
     assert said["inputs"]["twin"]["digest"].startswith("sha256:")
     assert said["notes"] == ["rank: 8 modules grew; the largest was 3 and is 5"]
-    assert set(Resta.catalogue_entry()["parameters"]["properties"]) == {"strength", "rank", "limit"}
+    assert set(Resta.catalogue_entry()["parameters"]["properties"]) == {"strength", "rank", "limit", "source"}
+
+
+@pytest.mark.parametrize("name", ["resta", "lox", "lssf"])
+def test_the_references_own_twin_does_what_a_named_one_does(tmp_path: Path, twin: LoraAdapter, name: str) -> None:
+    """To the bit, and no model is read; a named one stands before it."""
+    path, adapter = folder(tmp_path / "twin", twin), tiny.adapter()
+    named = repair_adapter(adapter, METHODS[name].parse({"twin": path}), RepairContext())
+    own, other = RepairContext(twin=read_adapter(Path(path))), RepairContext(twin=tiny.adapter(seed=7))
+    for context, parameters in ((own, {"source": "twin"}), (other, {"source": "twin", "twin": path})):
+        found = repair_adapter(adapter, METHODS[name].parse(parameters), context)
+        assert found.verdicts == named.verdicts
+        for one, two in zip(found.adapter.layers, named.adapter.layers, strict=True):
+            assert torch.equal(one.a, two.a)
+            assert torch.equal(one.b, two.b)
+    with pytest.raises(MissingReference) as caught:
+        repair_adapter(adapter, METHODS[name].parse({"source": "twin"}), RepairContext())
+    assert caught.value.field == "twin"
+
+
+def test_a_twin_at_hand_is_used_only_where_it_is_asked_for(pair: tuple[Path, Path], twin: LoraAdapter) -> None:
+    """The default is the model pair, whatever else the reference has."""
+    aligned, base = map(Checkpoint.open, pair)
+    plain = repair_adapter(tiny.adapter(), Resta(), RepairContext(aligned=aligned, base=base))
+    beside = repair_adapter(tiny.adapter(), Resta(), RepairContext(aligned=aligned, base=base, twin=twin))
+    assert all(map(torch.equal, (one.b for one in plain.adapter.layers), (one.b for one in beside.adapter.layers)))
 
 
 def test_needs_both_models_or_a_twin(pair: tuple[Path, Path]) -> None:

@@ -119,12 +119,12 @@ def test_types_give_in_proportion_to_their_size() -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("count", [0, 1, 4, 8, 99])
+@pytest.mark.parametrize("count", [0, 1, 4, 8])
 def test_count_drops_that_many_and_no_flatter_one_of_a_type(form: str, count: int) -> None:
     """Within a type nothing that stays is sharper than what goes."""
     verdicts = run(count=count, index=form).verdicts
 
-    assert len(dropped(run(count=count, index=form))) == min(count, 8)
+    assert len(dropped(run(count=count, index=form))) == count
     for one in verdicts:
         for two in verdicts:
             if one.decision is Decision.DROPPED and two.decision is Decision.KEPT:
@@ -193,7 +193,7 @@ def test_says_that_it_is_a_reconstruction() -> None:
 
 def test_refuses_impossible_parameters() -> None:
     """Two numbers, a form that does not exist."""
-    wrong: list[tuple[dict[str, object], str]] = [({"count": 1, "share": 0.1}, "parameters"), ({"index": "e"}, "index")]
+    wrong: list[tuple[dict[str, object], str]] = [({"count": 1, "share": 0.1}, "share"), ({"index": "e"}, "index")]
     for parameters, field in wrong:
         with pytest.raises(BadParameters) as caught:
             S3Lora.parse(parameters)

@@ -203,9 +203,9 @@ def test_ratio_takes_modules_at_or_below_it(pair: tuple[Path, Path]) -> None:
     assert all("times its null" in v.reason for v in repaired.verdicts if v.decision is Decision.KEPT)
 
 
-@pytest.mark.parametrize("count", [0, 1, 4, 99])
+@pytest.mark.parametrize("count", [0, 1, 4, 8])
 def test_ratio_count_takes_the_lowest_ratios(pair: tuple[Path, Path], count: int) -> None:
-    """Exactly that many, or all there are."""
+    """Exactly that many."""
     verdicts = run(pair, ratio_count=count).verdicts
     ranked = sorted(verdicts, key=ratio)
 

@@ -1,17 +1,18 @@
 """Check a value against the JSON Schemas that our own pydantic models print; nothing more of JSON Schema.
 
-The catalogue is generated and trusted, the value is not. A keyword that this file does not know is an error when the
-catalogue is loaded, so no constraint is ever skipped in silence. The worker validates again with the real model.
-"""
+The schema is ours and trusted, the value is not. The API asks at the door, `repair.method` when a method is made: both
+hold parameters to the same words. A keyword that this file does not know is an error when the catalogue is loaded, so
+no constraint is ever skipped in silence.
 
-from __future__ import annotations
+One keyword is our own: ``x-ordered: [a, b]``, a must be less than b; JSON Schema has no word for two properties that
+are compared. One that was not given counts with the default that the root schema names for it.
+"""
 
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
-
-from api.problems import FieldError
 
 Schema = Mapping[str, Any]
 _ANNOTATIONS = {
@@ -23,6 +24,7 @@ _ANNOTATIONS = {
     "$defs",
     "discriminator",
     "format",
+    "x-modules",  # enforced in `of_modules.py`, once the adapter is known
 }
 _TYPES: dict[str, Callable[[Any], bool]] = {
     "object": lambda value: isinstance(value, dict),
@@ -34,6 +36,7 @@ _TYPES: dict[str, Callable[[Any], bool]] = {
     "number": lambda value: _is_number(value) and math.isfinite(value),
     "integer": lambda value: _is_number(value) and math.isfinite(value) and value == int(value),
 }
+_SCHEMAS = ("items", "additionalProperties", "not", "if", "then")
 _BOUNDS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
     "minimum": (lambda value, bound: value >= bound, "must be at least {}"),
     "maximum": (lambda value, bound: value <= bound, "must be at most {}"),
@@ -48,9 +51,17 @@ _BOUNDS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
     "uniqueItems": (lambda value, bound: not bound or _unique(value), "must not repeat an item"),
 }
 _KNOWN = {
-    "type", "enum", "const", "$ref", "anyOf", "oneOf", "allOf", "properties", "required",
-    "additionalProperties", "items", "prefixItems", *_BOUNDS,
+    "type", "enum", "const", "$ref", "anyOf", "oneOf", "allOf", "properties", "required", "not", "if", "then",
+    "additionalProperties", "items", "prefixItems", "x-ordered", *_BOUNDS,
 }  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """One thing that is wrong, as a JSON pointer and a sentence."""
+
+    pointer: str
+    detail: str
 
 
 def unknown_keywords(schema: Any) -> set[str]:
@@ -64,27 +75,28 @@ def unknown_keywords(schema: Any) -> set[str]:
     for name in ("anyOf", "oneOf", "allOf", "prefixItems"):
         for inner in schema.get(name, []):
             found |= unknown_keywords(inner)
-    return found | unknown_keywords(schema.get("items")) | unknown_keywords(schema.get("additionalProperties"))
+    return found.union(*(unknown_keywords(schema.get(name)) for name in _SCHEMAS))
 
 
-def check(value: Any, schema: Schema, *, pointer: str, root: Schema | None = None) -> list[FieldError]:
+def check(value: Any, schema: Schema, *, pointer: str, root: Schema | None = None) -> list[Fault]:
     """Everything that is wrong with ``value``, each with a JSON pointer below ``pointer``."""
     return list(_errors(value, schema, pointer, schema if root is None else root))
 
 
-def _errors(value: Any, schema: Schema, at: str, root: Schema) -> Iterator[FieldError]:
+def _errors(value: Any, schema: Schema, at: str, root: Schema) -> Iterator[Fault]:
     if "$ref" in schema:
         yield from _errors(value, root["$defs"][str(schema["$ref"]).rpartition("/")[2]], at, root)
     kinds = schema.get("type", [])
     kinds = [kinds] if isinstance(kinds, str) else kinds
     if kinds and not any(_TYPES[kind](value) for kind in kinds):
-        yield FieldError(pointer=at, detail=f"must be of type {' or '.join(kinds)}")
+        yield Fault(pointer=at, detail=f"must be of type {' or '.join(kinds)}")
         return
     if "enum" in schema and not any(_same(value, allowed) for allowed in schema["enum"]):
-        yield FieldError(pointer=at, detail=f"must be one of {schema['enum']}")
+        yield Fault(pointer=at, detail=f"must be one of {schema['enum']}")
     if "const" in schema and not _same(value, schema["const"]):
-        yield FieldError(pointer=at, detail=f"must be {schema['const']!r}")
+        yield Fault(pointer=at, detail=f"must be {schema['const']!r}")
     yield from _combined(value, schema, at, root)
+    yield from _conditional(value, schema, at, root)
     yield from _bounded(value, schema, at)
     if isinstance(value, dict):
         yield from _object_errors(value, schema, at, root)
@@ -92,7 +104,7 @@ def _errors(value: Any, schema: Schema, at: str, root: Schema) -> Iterator[Field
         yield from _array_errors(value, schema, at, root)
 
 
-def _combined(value: Any, schema: Schema, at: str, root: Schema) -> Iterator[FieldError]:
+def _combined(value: Any, schema: Schema, at: str, root: Schema) -> Iterator[Fault]:
     for inner in schema.get("allOf", []):
         yield from _errors(value, inner, at, root)
     choices = schema.get("anyOf") or schema.get("oneOf") or []
@@ -102,10 +114,30 @@ def _combined(value: Any, schema: Schema, at: str, root: Schema) -> Iterator[Fie
         yield from max(found, key=lambda errors: max(error.pointer.count("/") for error in errors))
 
 
-def _bounded(value: Any, schema: Schema, at: str) -> Iterator[FieldError]:
+def _conditional(value: Any, schema: Schema, at: str, root: Schema) -> Iterator[Fault]:
+    """Rules between properties. Their own description is what is said: what broke is the sentence, not one value."""
+    says = schema.get("description")
+    if "not" in schema and not any(_errors(value, schema["not"], at, root)):
+        yield Fault(pointer=at, detail=says or "must not be this")
+    if "if" in schema and not any(_errors(value, schema["if"], at, root)):
+        for fault in _errors(value, schema.get("then", {}), at, root):
+            yield Fault(pointer=fault.pointer, detail=says or fault.detail)
+    if "x-ordered" in schema and isinstance(value, dict):
+        first, second = schema["x-ordered"]
+        low, high = (_given(value, name, root) for name in (first, second))
+        if _is_number(low) and _is_number(high) and not low < high:
+            last = first if first in value else second
+            yield Fault(pointer=f"{at}/{_escape(last)}", detail=says or f"{first} must be less than {second}")
+
+
+def _given(value: Mapping[str, Any], name: str, root: Schema) -> Any:
+    return value.get(name, root.get("properties", {}).get(name, {}).get("default"))
+
+
+def _bounded(value: Any, schema: Schema, at: str) -> Iterator[Fault]:
     for keyword, (holds, sentence) in _BOUNDS.items():
         if keyword in schema and _applies(keyword, value) and not holds(value, schema[keyword]):
-            yield FieldError(pointer=at, detail=sentence.format(schema[keyword]))
+            yield Fault(pointer=at, detail=sentence.format(schema[keyword]))
 
 
 def _applies(keyword: str, value: Any) -> bool:
@@ -116,30 +148,30 @@ def _applies(keyword: str, value: Any) -> bool:
     return _is_number(value)
 
 
-def _object_errors(value: dict[str, Any], schema: Schema, at: str, root: Schema) -> Iterator[FieldError]:
+def _object_errors(value: dict[str, Any], schema: Schema, at: str, root: Schema) -> Iterator[Fault]:
     properties = schema.get("properties", {})
     for name in schema.get("required", []):
         if name not in value:
-            yield FieldError(pointer=f"{at}/{_escape(name)}", detail="is missing")
+            yield Fault(pointer=f"{at}/{_escape(name)}", detail="is missing")
     for name, inner in value.items():
         place = f"{at}/{_escape(name)}"
         others = schema.get("additionalProperties", True)
         if name in properties:
             yield from _errors(inner, properties[name], place, root)
         elif others is False:
-            yield FieldError(pointer=place, detail=f"is not known here; known are {sorted(properties)}")
+            yield Fault(pointer=place, detail=f"is not known here; known are {sorted(properties)}")
         elif isinstance(others, dict):
             yield from _errors(inner, others, place, root)
 
 
-def _array_errors(value: list[Any], schema: Schema, at: str, root: Schema) -> Iterator[FieldError]:
+def _array_errors(value: list[Any], schema: Schema, at: str, root: Schema) -> Iterator[Fault]:
     first = schema.get("prefixItems", [])
     for index, item in enumerate(value):
         inner = first[index] if index < len(first) else schema.get("items", {})
         if inner is not False:
             yield from _errors(item, inner or {}, f"{at}/{index}", root)
         else:
-            yield FieldError(pointer=f"{at}/{index}", detail="is one item too many")
+            yield Fault(pointer=f"{at}/{index}", detail="is one item too many")
 
 
 def _is_number(value: Any) -> bool:
