@@ -1,8 +1,8 @@
 """Parameters that speak of the adapter's modules: what they say can only be held against an adapter.
 
-A schema marks them with ``x-modules``: *names* for a path or shell pattern, or for a mapping (or pairs) of which each
+A schema marks them with ``x-modules``: *names* for a path or shell pattern, or for a mapping (or pairs) of which every
 key is one, and each must fit a module; *count* for a number of modules, which cannot be larger than there are. The API
-asks with the modules that an upload was inspected to have, `repair.run` with those that the adapter has at that stage.
+asks with the modules that an upload was inspected to have, `repair.run` with those of the adapter at that stage.
 """
 
 from collections.abc import Collection, Iterator, Mapping

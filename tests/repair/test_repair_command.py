@@ -251,3 +251,22 @@ def test_help_and_inspect_do_not_load_transformers(folders: Path) -> None:
     )
 
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_a_policy_that_tries_what_no_method_takes_is_refused_at_once(
+    folders: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With file, field and reason, before a model is read: the one that is named here is not even there."""
+    own = folders / "own.toml"
+    text = (ROOT / "repair" / "policies" / "demo.toml").read_text("utf-8")
+    trials = '[[trials]]\nmethod = "safe_lora"\ngrid = { threshold = [0.3], count = [3] }\n'
+    own.write_text(text[: text.index("[[trials]]")] + trials)
+
+    code, _, problem = run(
+        capsys, "repair", folders / "adapter", "--aligned", folders / "nowhere", "--policy", own,
+        "--device", "cpu", "--out", folders / "out", "--json",
+    )  # fmt: skip
+
+    assert (code, problem["rule"], problem["field"]) == (1, "policy-invalid", "trials.0")
+    assert "safe_lora.count: give one of threshold, count" in problem["detail"]
+    assert not (folders / "out").exists()
