@@ -165,6 +165,17 @@ def alignment_basis(
     return Spectrum(u=(u @ left.T)[:, :kept].cpu(), values=values[:kept].cpu(), v=right[:, :kept].cpu())
 
 
+def along(reference: LayerReference, columns: Float[Tensor, "out k"]) -> Float[Tensor, "in k"]:
+    """``v^T columns`` for ``v = aligned - base``, which is streamed once and never held."""
+    return _transposed_times(reference, columns.to(reference.device)).cpu()
+
+
+def displacement_energy(reference: LayerReference) -> float | None:
+    """Squared norm of ``v = aligned - base``, streamed once; None where alignment changed nothing."""
+    squares = sum(float(tile.values.square().sum(dtype=torch.float64)) for tile in reference.alignment_tiles())
+    return None if _is_rounding(math.sqrt(squares), reference) else squares
+
+
 def project(x: Float[Tensor, "out columns"], basis: Float[Tensor, "out k"]) -> Float[Tensor, "out columns"]:
     """``basis basis^T x`` without forming ``basis basis^T``."""
     wide = torch.promote_types(x.dtype, basis.dtype)
