@@ -123,13 +123,30 @@ def published_projection(
     return found
 
 
-def truncated_projection(b: Float[Tensor, "out columns"], reference: LayerReference, rank: int) -> Projection | None:
-    """``b`` inside the top left singular vectors of what alignment changed; None where it changed nothing."""
-    u = _directions(reference, rank)
-    if u is None:
-        return None
+def truncated_projection(
+    b: Float[Tensor, "out columns"], reference: LayerReference, rank: int, share: float | None = None
+) -> Projection | None:
+    """``b`` inside the top left singular vectors of what alignment changed; None where it changed nothing.
+
+    Of the ``rank`` that are looked for as many as hold ``share`` of the energy of v, where that is given.
+    """
+    u = _directions(reference, rank, share)
+    return None if u is None else projection_onto(u, b)
+
+
+def projection_onto(u: Float[Tensor, "out k"], b: Float[Tensor, "out columns"]) -> Projection:
+    """``b`` inside orthonormal columns, and the probe."""
     probe = gaussian_probe(len(b))
     return Projection(columns=project(b, u), blank=blank_comparison(project(probe, u), probe))
+
+
+def holding(values: Tensor, share: float | None, reference: LayerReference) -> int:
+    """How many of the leading singular values of v hold ``share`` of its energy; all where they hold less, or None."""
+    if share is None:
+        return len(values)
+    total = displacement_energy(reference) if reference.basis is None else reference.basis.norm**2
+    reached = values.double().square().cumsum(0) >= share * (total or 0.0) - 1e-12
+    return min(len(values), int((~reached).sum()) + 1)
 
 
 def blank_comparison(edited: Float[Tensor, "out columns"], probe: Float[Tensor, "out columns"]) -> Comparison:
@@ -165,6 +182,17 @@ def alignment_basis(
     return Spectrum(u=(u @ left.T)[:, :kept].cpu(), values=values[:kept].cpu(), v=right[:, :kept].cpu())
 
 
+def along(reference: LayerReference, columns: Float[Tensor, "out k"]) -> Float[Tensor, "in k"]:
+    """``v^T columns`` for ``v = aligned - base``, which is streamed once and never held."""
+    return _transposed_times(reference, columns.to(reference.device)).cpu()
+
+
+def displacement_energy(reference: LayerReference) -> float | None:
+    """Squared norm of ``v = aligned - base``, streamed once; None where alignment changed nothing."""
+    squares = sum(float(tile.values.square().sum(dtype=torch.float64)) for tile in reference.alignment_tiles())
+    return None if _is_rounding(math.sqrt(squares), reference) else squares
+
+
 def project(x: Float[Tensor, "out columns"], basis: Float[Tensor, "out k"]) -> Float[Tensor, "out columns"]:
     """``basis basis^T x`` without forming ``basis basis^T``."""
     wide = torch.promote_types(x.dtype, basis.dtype)
@@ -173,11 +201,14 @@ def project(x: Float[Tensor, "out columns"], basis: Float[Tensor, "out k"]) -> F
     return product(directions, inside.T).to(x.dtype)
 
 
-def _directions(reference: LayerReference, rank: int) -> Float[Tensor, "out k"] | None:
+def _directions(reference: LayerReference, rank: int, share: float | None) -> Float[Tensor, "out k"] | None:
     if reference.basis is not None:
-        return leading_directions(reference.basis, rank)
-    found = alignment_basis(reference, rank)
-    return None if found is None else found.u
+        u = leading_directions(reference.basis, rank)
+        values = None if share is None or u is None else reference.basis.read("values")[:rank]
+    else:
+        found = alignment_basis(reference, rank)
+        u, values = (None, None) if found is None else (found.u, found.values)
+    return u if u is None or values is None else u[:, : holding(values, share, reference)]
 
 
 def _times(reference: LayerReference, x: Float[Tensor, "in columns"]) -> Float[Tensor, "out columns"]:

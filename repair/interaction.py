@@ -1,6 +1,7 @@
 """How what is concatenated to a module relates to what the module adds already. It is told, it decides nothing.
 
-A weight-space account only: an addition that the adapter does not oppose here may still be overruled on activations.
+An account of weights: an addition that the adapter does not oppose here may still be overruled on activations. How loud
+the two are there is told as well where a calibration has the module's inputs.
 """
 
 from dataclasses import dataclass, replace
@@ -10,6 +11,8 @@ import torch
 from repair.grams import gram
 from repair.linalg import Factors, Spectrum, energy, homogeneous, low_rank_cosine, spectrum
 from repair.lora import LoraLayer
+from repair.moments import LayerCalibration
+from repair.response import response_ratio
 
 NEGLIGIBLE = 1e-6
 """Directions below this share of the largest singular value are what float32 left over."""
@@ -26,6 +29,8 @@ class Addition:
         output_overlap: How much of the smaller of their column spaces lies in the other, 0 to 1.
         input_overlap: The same for their row spaces: whether they read the same inputs.
         opposed: Share of its energy that the module's own update takes away along its singular directions, 0 to 1.
+        response: How loud the module's own update is beside it on harmful prompts, as `response_ratio` has it; None
+            without a calibration.
     """
 
     rank: int
@@ -34,10 +39,14 @@ class Addition:
     output_overlap: float | None = None
     input_overlap: float | None = None
     opposed: float | None = None
+    response: float | None = None
 
 
-def interaction(own: LoraLayer | None, added: LoraLayer) -> Addition:
-    """Compare an addition with the module's own update, by factors alone; ``own`` is None where there is none."""
+def interaction(own: LoraLayer | None, added: LoraLayer, known: LayerCalibration | None = None) -> Addition:
+    """Compare an addition with the module's own update, by factors; ``own`` is None where there is none.
+
+    What the calibration ``known`` says of the module's inputs adds how the two answer to harmful prompts.
+    """
     theirs = homogeneous(_like(added, own))
     size = energy(theirs.b, theirs.a, added.scale)
     if own is None:
@@ -54,6 +63,7 @@ def interaction(own: LoraLayer | None, added: LoraLayer) -> Addition:
         output_overlap=_overlap(mine.u, other.u),
         input_overlap=_overlap(mine.v, other.v),
         opposed=_opposed(ours, own.scale, other),
+        response=response_ratio(own, added, known),
     )
 
 

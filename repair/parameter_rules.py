@@ -42,6 +42,15 @@ def unless_default(name: str, *, idle: Any, other: str, value: Any, why: str) ->
     }
 
 
+def not_where(name: str, *, idle: Any, other: str, value: Any, why: str) -> Rule:
+    """Where ``other`` is ``value``, which it is by default, ``name`` stays at ``idle``: it would have no effect."""
+    return {
+        "description": why,
+        "if": {"not": {"required": [other], "properties": {other: {"not": {"const": value}}}}},
+        "then": {"properties": {name: {"const": idle}}},
+    }
+
+
 def excludes(name: str, *, value: Any, other: str, why: str) -> Rule:
     """Where ``name`` is given as ``value``, ``other`` stays null."""
     return {

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from repair.calibration import Calibration
 from repair.context import RepairContext
 from repair.dora import remeasured
 from repair.errors import MissingReference, NotRepresentable, UnsupportedAdapter
@@ -123,7 +124,8 @@ def _apply(
     notes += _cuts(room)
     result = edited if added is None else concatenate(edited, added)
     result = remeasured(kept, result, context)
-    verdicts = _verdicts(assessments, choice, result, {} if added is None else added.by_name)
+    joined = {} if added is None else added.by_name
+    verdicts = _verdicts(assessments, choice, result, joined, context.calibration if joined else None)
     result = with_head(result, whole)
     verdicts = _following(verdicts, whole)
     same = added is None and all(after is before for after, before in zip(result.layers, whole.layers, strict=True))
@@ -258,16 +260,24 @@ def _cut_noted(one: Assessment, discarded: Mapping[str, float]) -> Assessment:
 
 
 def _verdicts(
-    assessments: list[Assessment], choice: Choice, result: LoraAdapter, added: Mapping[str, LoraLayer]
+    assessments: list[Assessment],
+    choice: Choice,
+    result: LoraAdapter,
+    added: Mapping[str, LoraLayer],
+    measured: Calibration | None,
 ) -> tuple[LayerVerdict, ...]:
     after = result.by_name
-    verdicts = [_verdict(one, after[one.layer.name], choice, added.get(one.layer.name)) for one in assessments]
+    verdicts = [
+        _verdict(one, after[one.layer.name], choice, added.get(one.layer.name), measured) for one in assessments
+    ]
     known = {one.layer.name for one in assessments}
     verdicts += [_added(after[name], layer) for name, layer in added.items() if name not in known]
     return tuple(sorted(verdicts, key=lambda verdict: verdict.name))
 
 
-def _verdict(one: Assessment, after: LoraLayer, choice: Choice, added: LoraLayer | None) -> LayerVerdict:
+def _verdict(
+    one: Assessment, after: LoraLayer, choice: Choice, added: LoraLayer | None, known: Calibration | None
+) -> LayerVerdict:
     before_energy, after_energy = delta_energy(one.layer), _finite_energy(after)
     chosen = one.layer.name in choice.names
     decision, reason = one.action, ""
@@ -290,8 +300,12 @@ def _verdict(one: Assessment, after: LoraLayer, choice: Choice, added: LoraLayer
         energy_before=before_energy,
         energy_after=after_energy,
         reason=reason,
-        addition=None if added is None else interaction(one.edited if chosen else one.layer, added),
+        addition=None if added is None else _related(one.edited if chosen else one.layer, added, known),
     )
+
+
+def _related(own: LoraLayer, added: LoraLayer, known: Calibration | None) -> Addition:
+    return interaction(own, added, None if known is None else known.for_layer(own))
 
 
 def _left_alone(one: Assessment, reason: str, energy: float) -> str:

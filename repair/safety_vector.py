@@ -95,7 +95,7 @@ def assess(layer: LoraLayer, reference: LayerReference, *, rank: int, cut: Cut, 
         edited=layer,
         action=Decision.KEPT,
         score=float(vector.triplets.values[: len(weights)].double().square().sum()) / vector.energy,
-        added=_limited(added(layer, vector, weights), layer, limit),
+        added=limited(added(layer, vector, weights), layer, limit),
     )
 
 
@@ -111,7 +111,7 @@ def negated_twin(twin: LoraAdapter, adapter: LoraAdapter, *, cut: Cut, limit: fl
         vector = from_twin(layer)
         if vector.energy > 0:
             found = added(layer, vector, cut(vector))
-            layers.append(_limited(found, own.get(layer.name), limit))
+            layers.append(limited(found, own.get(layer.name), limit))
     return replace(twin, layers=tuple(layers))
 
 
@@ -124,7 +124,7 @@ def choose(assessments: Sequence[Assessment], *, strength: float, twin: bool) ->
     return everything(assessments)
 
 
-def _limited(addition: LoraLayer, own: LoraLayer | None, limit: float | None) -> LoraLayer:
+def limited(addition: LoraLayer, own: LoraLayer | None, limit: float | None) -> LoraLayer:
     """The addition, shrunk to ``limit`` norms of the module's own update; a module without one sets no limit."""
     if limit is None or own is None:
         return addition

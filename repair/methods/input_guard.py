@@ -14,10 +14,10 @@ from pydantic import Field
 
 from repair import alignment
 from repair.calibration import known_about
-from repair.grams import gram
 from repair.lora import LayerReference, LoraLayer
 from repair.method import Assessment, Choice, Cost, Decision, Laws, Need, RepairMethod, unjudged
 from repair.moments import LayerCalibration, Moments, Side, Topic, safety_basis
+from repair.response import unscaled_energy
 
 
 class InputGuard(RepairMethod):
@@ -80,11 +80,6 @@ class InputGuard(RepairMethod):
 
 def _answer(layer: LoraLayer, known: LayerCalibration, topic: Topic, inputs: Moments) -> float:
     """Root mean square of what the update adds, its bias included, next to what the aligned module says."""
-    outputs = gram(layer.b, layer.b)
-    energy = float((outputs * inputs.form(layer.a)).sum())
-    if layer.bias is not None:
-        bias = layer.bias.double()
-        energy += 2 * float((bias @ layer.b.double()) @ (layer.a.double() @ inputs.mean.double()))
-        energy += float(bias.square().sum())
+    energy = unscaled_energy(layer, inputs)
     said = known.output_energy(topic)
     return abs(layer.scale) * math.sqrt(max(0.0, energy) / said) if said > 0 else 0.0

@@ -8,6 +8,10 @@ share of the norm it had.
 
 A cosine means something only next to the one that an update without any preference has in the same weight, its null;
 `ratio` and `ratio_count` choose by the quotient of the two.
+
+``closest`` is no projection but the nearest update to the one uploaded that pays for lying outside: the minimiser of
+``|X - D|^2 + mu (|P X Q'|^2 + |P' X Q|^2) + ((1 + mu)^2 - 1) |P' X Q'|^2`` with P and Q onto the leading left and right
+singular vectors of v and primes their complements. The last weight is the one that keeps the rank.
 """
 
 import math
@@ -27,7 +31,7 @@ from repair.grams import row_gram
 from repair.layer_basis import BasisNeed
 from repair.lora import LayerReference, LoraLayer
 from repair.method import MOST_MODULES, Assessment, Choice, Cost, Decision, Laws, Need, RepairMethod
-from repair.parameter_rules import Rule, at_most_one, excludes, only_where, unless_default
+from repair.parameter_rules import Rule, at_most_one, excludes, not_where, only_where, unless_default
 
 PUBLISHED_THRESHOLD = 0.35
 
@@ -38,6 +42,7 @@ class Mode(StrEnum):
     PAPER = "paper"
     TRUNCATED = "truncated"
     SOFT = "soft"
+    CLOSEST = "closest"
 
 
 class SafeLora(RepairMethod):
@@ -67,10 +72,21 @@ class SafeLora(RepairMethod):
             value="paper",
             why="unit_norm is for mode paper: a projector has norm 1",
         ),
+        only_where("penalty", idle=None, other="mode", value="closest", why="penalty is for mode closest"),
+        not_where(
+            "energy",
+            idle=None,
+            other="mode",
+            value="paper",
+            why="energy says how many singular vectors a projector keeps: mode paper keeps all",
+        ),
         excludes("unit_norm", value=True, other="norm_share", why="give unit_norm or norm_share, not both"),
     )
 
-    mode: Mode = Field(default=Mode.PAPER, description="Operator: paper v v^T/|v|, truncated projector, or soft")
+    mode: Mode = Field(
+        default=Mode.PAPER,
+        description="Operator: paper v v^T/|v|, truncated projector, soft, or the closest update under a penalty",
+    )
     threshold: float | None = Field(
         default=None, ge=0, le=1, description="Edit modules with a cosine at most this; 0.35 when no rule is given"
     )
@@ -91,7 +107,19 @@ class SafeLora(RepairMethod):
         description="Edit this many modules, lowest cosine relative to its null first",
         json_schema_extra={MARK: COUNT},
     )
-    rank: int = Field(default=64, ge=1, le=4096, description="Singular vectors kept by truncated and soft")
+    rank: int = Field(default=64, ge=1, le=4096, description="Singular vectors kept by truncated, soft and closest")
+    energy: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Keep only as many of them as hold this share of the squared norm of what alignment changed",
+    )
+    penalty: float | None = Field(
+        default=None,
+        gt=0,
+        le=1000,
+        description="closest: the weight of what lies outside on one side; 1 when not given",
+    )
     strength: float = Field(default=0.5, ge=0, le=1, description="How far soft goes from the update to its projection")
     adaptive: bool = Field(
         default=False,
@@ -107,7 +135,7 @@ class SafeLora(RepairMethod):
     @property
     def basis_need(self) -> BasisNeed:
         """The whole operator as published, or the directions that a projector keeps."""
-        return BasisNeed(rank=None if self.mode is Mode.PAPER else self.rank)
+        return BasisNeed(rank=None if self.mode is Mode.PAPER else self.rank, inputs=self.mode is Mode.CLOSEST)
 
     def assess(self, layer: LoraLayer, reference: LayerReference) -> Assessment:
         """Cosine between the update and its projection, next to that of an update without any preference."""
@@ -115,6 +143,8 @@ class SafeLora(RepairMethod):
             return self._unjudged(layer, reference.unusable)
         if linalg.delta_energy(layer) == 0:
             return self._unjudged(layer, "zero adapter: nothing is added here")
+        if self.mode is Mode.CLOSEST:
+            return self._closest(layer, reference)
         factors = linalg.homogeneous(layer)
         found = self._projected(factors.b, reference)
         if found is None:
@@ -125,6 +155,29 @@ class SafeLora(RepairMethod):
         return Assessment(
             layer=layer,
             edited=layer if step == 0 else _with_columns(layer, moved),
+            action=Decision.PROJECTED,
+            score=cosine,
+            null=found.blank.cosine,
+        )
+
+    def _closest(self, layer: LoraLayer, reference: LayerReference) -> Assessment:
+        """``(P + c P') D (Q + c Q')`` with ``c = 1 / (1 + penalty)``; a bias is seen by the outputs' side alone."""
+        triplets = alignment.alignment_basis(reference, self.rank)
+        if triplets is None:
+            return self._unjudged(layer, "no alignment displacement: alignment did not change this weight")
+        kept = alignment.holding(triplets.values, self.energy, reference)
+        left = 1 / (1 + (1.0 if self.penalty is None else self.penalty))
+        factors = linalg.homogeneous(layer)
+        found = alignment.projection_onto(triplets.u[:, :kept], factors.b)
+        cosine = linalg.compare(found.columns, factors.b, linalg.gram(factors.a.T, factors.a.T)).cosine
+        inside = alignment.project(layer.a.T, triplets.v[:, :kept]).T
+        narrowed = replace(layer, a=(left * layer.a + (1 - left) * inside).contiguous())
+        columns = self._sized(
+            left * factors.b + (1 - left) * found.columns, factors, reference, after=linalg.homogeneous(narrowed).a
+        )
+        return Assessment(
+            layer=layer,
+            edited=_with_columns(narrowed, columns),
             action=Decision.PROJECTED,
             score=cosine,
             null=found.blank.cosine,
@@ -161,7 +214,7 @@ class SafeLora(RepairMethod):
     def _projected(self, b: Float[Tensor, "out columns"], reference: LayerReference) -> alignment.Projection | None:
         if self.mode is Mode.PAPER:
             return alignment.published_projection(b, reference)
-        return alignment.truncated_projection(b, reference, self.rank)
+        return alignment.truncated_projection(b, reference, self.rank, self.energy)
 
     def _moved(
         self, b: Float[Tensor, "out columns"], projected: Float[Tensor, "out columns"], step: float
@@ -171,15 +224,23 @@ class SafeLora(RepairMethod):
         return b - step * (b - projected)
 
     def _sized(
-        self, moved: Float[Tensor, "out columns"], factors: linalg.Factors, reference: LayerReference
+        self,
+        moved: Float[Tensor, "out columns"],
+        factors: linalg.Factors,
+        reference: LayerReference,
+        *,
+        after: Float[Tensor, "columns in"] | None = None,
     ) -> Float[Tensor, "out columns"]:
-        """The edited columns at the size that was asked for; nothing left cannot be brought to any."""
+        """The edited columns at the size that was asked for; nothing left cannot be brought to any.
+
+        ``after`` is the other factor where that was edited too.
+        """
         if self.unit_norm:
             return moved / operator_norm.published_norm(reference)
-        after = 0.0 if self.norm_share is None else linalg.energy(moved, factors.a)
-        if self.norm_share is None or after == 0:
+        left = 0.0 if self.norm_share is None else linalg.energy(moved, factors.a if after is None else after)
+        if self.norm_share is None or left == 0:
             return moved
-        return moved * (self.norm_share * math.sqrt(linalg.energy(factors.b, factors.a) / after))
+        return moved * (self.norm_share * math.sqrt(linalg.energy(factors.b, factors.a) / left))
 
     @staticmethod
     def _unjudged(layer: LoraLayer, why: str) -> Assessment:

@@ -1,8 +1,8 @@
-"""Attenuate the strongest singular components of every update (methods M15, in its data-free form).
+"""Attenuate the most suspicious singular components of every update (methods M15).
 
 A backdoor, or a poison that was learnt hard, may sit in few singular components of an update. The suspicion of one is
-its share of the module's energy, less ``mu`` times what it contributes on clean prompts. No prompts are read here, so
-there is no ``mu``: the largest components are the suspicious ones, the useful ones among them.
+its share of the module's energy, less ``protect`` times its share of what the update says on ordinary prompts. Without
+that, the data-free form, the largest components are the suspicious ones, the useful ones among them.
 """
 
 from collections.abc import Sequence
@@ -15,8 +15,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from repair import linalg
+from repair.calibration import known_about
 from repair.lora import LayerReference, LoraLayer
-from repair.method import Assessment, Choice, Cost, Decision, Laws, Need, RepairMethod
+from repair.method import Assessment, Choice, Cost, Decision, Laws, Need, Otherwise, RepairMethod, unjudged
+from repair.moments import Moments, Side, Topic
 from repair.selection import everything
 
 
@@ -37,29 +39,49 @@ class Spectral(RepairMethod):
         revert=MappingProxyType({"top": 100_000, "gain": 0.0}),
     )
 
-    top: int = Field(default=1, ge=1, le=100_000, description="How many of the largest components are attenuated")
+    otherwise: ClassVar[tuple[Otherwise, ...]] = (
+        Otherwise(parameter="protect", needs=frozenset({Need.ALIGNED, Need.CALIBRATION})),
+    )
+
+    top: int = Field(
+        default=1, ge=1, le=100_000, description="How many of the most suspicious components are attenuated"
+    )
     gain: float = Field(
         default=0.5,
         ge=0,
         le=1,
         description="What their singular values are multiplied by; 1 keeps them, 0 removes them",
     )
+    protect: float = Field(
+        default=0.0,
+        ge=0,
+        le=10,
+        description="How much a component's share of what the update says on ordinary prompts counts for it; above 0 "
+        "the calibration is read",
+    )
 
-    def assess(self, layer: LoraLayer, reference: LayerReference) -> Assessment:  # noqa: ARG002 - reads the adapter only
-        """The module with its top components attenuated; the score is the largest one's share of the energy."""
+    def assess(self, layer: LoraLayer, reference: LayerReference) -> Assessment:
+        """The module with its most suspicious components attenuated; the score is the suspicion of the first."""
         if linalg.delta_energy(layer) == 0:
             return Assessment(
                 layer=layer, edited=layer, action=Decision.KEPT, unjudged="zero adapter: nothing is added here"
             )
         factors = linalg.homogeneous(layer)
         found = linalg.spectrum(factors.b, factors.a)  # scale left out: it multiplies all alike and stays in the layer
+        suspicion = found.values.square() / found.values.square().sum()
+        if self.protect > 0:
+            known = known_about(layer, reference)
+            if isinstance(known, str):
+                return unjudged(layer, known)
+            suspicion = suspicion - self.protect * _clean(found, known.moments(Side.INPUTS, Topic.BENIGN))
+            found = _in_order(found, suspicion)
         whole = self.top >= len(found.values)
         removed = Decision.DROPPED if whole else Decision.PROJECTED
         return Assessment(
             layer=layer,
             edited=layer.scaled(self.gain) if whole or self.gain == 1 else self._attenuated(layer, factors.b, found),
             action=removed if self.gain == 0 else Decision.SCALED,
-            score=float(found.values[0].square() / found.values.square().sum()),
+            score=float(suspicion.max()),
         )
 
     def choose(self, assessments: Sequence[Assessment]) -> Choice:
@@ -80,3 +102,24 @@ class Spectral(RepairMethod):
             b=pad(factors.b, (0, missing)).to(layer.b.dtype).contiguous(),
             bias=None if layer.bias is None else edited[:, layer.rank].to(layer.bias.dtype).contiguous(),
         )
+
+
+def _clean(found: linalg.Spectrum, inputs: Moments) -> Tensor:
+    """Each component's share of what the update says on ordinary prompts: ``s_k rms(v_k x)``, summing to 1.
+
+    The root mean square stands for the mean absolute value of the definition: a pack has second moments. A bias reads
+    1, which is the last entry of v.
+    """
+    v = found.v.double()
+    reads = v[: len(inputs.squares)]
+    squares = inputs.form(reads.T).diagonal()
+    if len(v) > len(reads):
+        squares = squares + 2 * v[-1] * (reads.T @ inputs.mean.double()) + v[-1].square()
+    said: Tensor = found.values.double() * squares.clamp(min=0).sqrt()
+    return said / said.sum() if float(said.sum()) > 0 else said
+
+
+def _in_order(found: linalg.Spectrum, suspicion: Tensor) -> linalg.Spectrum:
+    """The components, most suspicious first; those that are equally so by their size."""
+    order = suspicion.argsort(descending=True, stable=True)
+    return linalg.Spectrum(u=found.u[:, order], values=found.values[order], v=found.v[:, order])

@@ -115,6 +115,8 @@ def test_a_pack_holds_the_leading_triplets(world: World, name: str) -> None:
     [
         ("safe_lora", {"mode": "truncated", "rank": 4, "threshold": 1.0}),
         ("safe_lora", {"mode": "truncated", "rank": 4, "count": 3, "norm_share": 0.5}),
+        ("safe_lora", {"mode": "truncated", "rank": 4, "energy": 0.7, "threshold": 1.0}),
+        ("safe_lora", {"mode": "closest", "rank": 4, "penalty": 2.0, "threshold": 1.0}),
         ("safe_lora", {"mode": "soft", "rank": 3, "strength": 0.7, "adaptive": True, "ratio": 1.2}),
         ("resta", {"rank": 4}),
         ("lox", {"rank": 3, "limit": 0.5}),

@@ -1,6 +1,7 @@
 """How an addition relates to the update it joins, against whole matrices in float64."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,9 +11,11 @@ from repair.context import RepairContext
 from repair.interaction import Addition, interaction
 from repair.lora import LoraAdapter, LoraLayer
 from repair.methods import METHODS
+from repair.moments import Side, Topic
 from repair.run import repair_adapter
 from tests import tiny
 from tests.repair import dense, gauge
+from tests.repair.calibrated import context_in, covariance, known
 
 UP = "model.layers.0.mlp.up_proj"
 
@@ -137,3 +140,36 @@ def test_a_method_that_adds_nothing_reports_no_growth() -> None:
 
     assert repaired.notes == ()
     assert repaired.verdicts[0].addition is None
+
+
+@pytest.mark.parametrize("bias", [None, "own", "added"])
+def test_the_response_ratio_is_by_the_harmful_inputs(tmp_path: Path, bias: str | None) -> None:
+    """``|D x| / |g D_p x|``, root mean squares, against the whole second moment; both scales count."""
+    context = context_in(tmp_path)
+    own, added = tiny.layer(UP, scale=-1.5), tiny.layer(UP, rank=2, seed=50, scale=0.7)
+    shift = torch.randn(97, generator=tiny.generator(3))
+    own = replace(own, bias=shift) if bias == "own" else own
+    added = replace(added, bias=shift) if bias == "added" else added
+    module = known(context, own)
+    second = covariance(context, own, Side.INPUTS, Topic.HARMFUL)
+    mean = module.moments(Side.INPUTS, Topic.HARMFUL).mean.double()
+    second = torch.cat([torch.cat([second, mean[:, None]], 1), torch.cat([mean, torch.ones(1)])[None]], 0)
+
+    def loud(layer: LoraLayer) -> float:
+        return float(torch.trace(whole(layer) @ second @ whole(layer).T).sqrt())
+
+    assert interaction(own, added, module).response == pytest.approx(loud(own) / loud(added), rel=1e-5)
+    assert interaction(own, added).response is None
+
+
+def test_a_report_has_the_response_ratio_where_there_is_a_calibration(tmp_path: Path) -> None:
+    """Of what is in the end added, at its strength: twice the patch is half the ratio."""
+    context = replace(context_in(tmp_path), patch=tiny.adapter(seed=5))
+    found = {
+        strength: repair_adapter(tiny.adapter(), METHODS["patch"].parse({"strength": strength}), context).verdicts
+        for strength in (1.0, 2.0)
+    }
+    for one, two in zip(found[1.0], found[2.0], strict=True):
+        assert one.addition is not None
+        assert two.addition is not None
+        assert one.addition.response == pytest.approx(2 * (two.addition.response or 0), rel=1e-6)

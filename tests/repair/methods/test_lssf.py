@@ -1,6 +1,7 @@
 """LSSF's rank and weights, against whole spectra in float64. What it shares with the others: test_resta."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,13 @@ from hypothesis import strategies as st
 
 from repair.checkpoint import Checkpoint
 from repair.context import RepairContext
+from repair.errors import BadParameters, MissingReference
 from repair.linalg import Spectrum
 from repair.lora import LoraAdapter
 from repair.method import RepairMethod
 from repair.methods.lox import Lox
-from repair.methods.lssf import Lssf, safety_rank
+from repair.methods.lssf import Directions, Lssf, safety_rank
+from repair.moments import Side, Topic
 from repair.run import repair_adapter
 from repair.safety_vector import SafetyVector
 from tests import tiny
@@ -119,3 +122,52 @@ def test_the_rank_of_a_twin_follows_its_own_entropy(tmp_path: Path) -> None:
         wanted = -(u[:, :rank] * values[:rank] @ vh[:rank])
         assert layer.rank == 3 + rank
         assert dense.relative(dense.delta(layer) - dense.delta(adapter.by_name[layer.name]), wanted) < 1e-5
+
+
+@pytest.mark.parametrize(("share", "emphasis"), [(0.3, 1.0), (0.9, 2.5)])
+def test_along_outputs_the_part_is_projected_onto_what_the_model_writes(
+    pair: tuple[Path, Path], tmp_path: Path, share: float, emphasis: float
+) -> None:
+    """``D + U_r diag(a) U_r^T V``, U the largest eigenvectors of the outputs' second moment, r by their entropy."""
+    aligned, base = (Checkpoint.open(path) for path in pair)
+    pack = tiny.calibration(tmp_path / "pack")
+    context = RepairContext(aligned=aligned, base=base, calibration=pack, tile_rows=16)
+    method = Lssf(entropy=share, emphasis=emphasis, directions=Directions.OUTPUTS, max_rank=64, strength=0.5)
+    adapter = tiny.adapter()
+    found = repair_adapter(adapter, method, context)
+
+    for layer, verdict in zip(found.adapter.layers, found.verdicts, strict=True):
+        known = pack.for_layer(adapter.by_name[layer.name])
+        assert known is not None
+        moments = known.moments(Side.OUTPUTS, Topic.HARMFUL)
+        energies, total = moments.values.double(), float(moments.squares.double().sum())
+        shares = energies / total
+        rest, unknown = 1 - float(shares.sum()), len(moments.squares) - len(shares)
+        terms = [-float(p) * math.log(float(p)) for p in shares]
+        whole = sum(terms) + (-rest * math.log(rest / unknown) if rest > 0 else 0.0)
+        enough = [r for r in range(1, len(terms) + 1) if sum(terms[:r]) >= share * whole - 1e-12]
+        rank = enough[0] if enough else len(terms)
+        u, values = moments.basis[:, :rank].double(), energies[:rank].sqrt()
+        ramp = (values - values[-1]) / (values[0] - values[-1]) if rank > 1 else torch.zeros(1)
+        v = dense.displacement(*pair, layer.name)
+        wanted = u @ (0.5 * (1 + (emphasis - 1) * ramp.double())).diag() @ u.T @ v
+        assert layer.rank == 3 + rank
+        assert dense.relative(dense.delta(layer) - dense.delta(adapter.by_name[layer.name]), wanted) < 1e-5
+        assert verdict.score == pytest.approx(float((u.T @ v).square().sum() / v.square().sum()), rel=1e-5)
+
+
+def test_along_outputs_needs_the_pair_and_a_calibration(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """Each by name; a twin has no two models between which something changed."""
+    aligned, base = (Checkpoint.open(path) for path in pair)
+    whole = RepairContext(aligned=aligned, base=base, calibration=tiny.calibration(tmp_path / "pack"))
+    without = {
+        "aligned": replace(whole, aligned=None),
+        "base": replace(whole, base=None),
+        "calibration": replace(whole, calibration=None),
+    }
+    for part, context in without.items():
+        with pytest.raises(MissingReference) as caught:
+            repair_adapter(tiny.adapter(), Lssf(directions=Directions.OUTPUTS), context)
+        assert caught.value.field == part
+    with pytest.raises(BadParameters, match="takes no twin"):
+        Lssf.parse({"directions": "outputs", "source": "twin"})

@@ -26,6 +26,8 @@ VARIANTS: list[dict[str, Any]] = [
     {**ALL, "mode": "truncated", "rank": 3, "norm_share": 0.9},
     {"mode": "soft", "rank": 3, "strength": 1.0, "adaptive": True, "ratio": 2.0},
     {"ratio_count": 3},
+    {**ALL, "mode": "closest", "rank": 3, "penalty": 2.0, "norm_share": 0.5},
+    {**ALL, "mode": "truncated", "rank": 8, "energy": 0.8},
 ]
 
 
@@ -241,6 +243,56 @@ def test_other_factors_of_the_same_update_give_the_same_repair(
         assert dense.relative(dense.delta(two.adapter.by_name[layer.name]), dense.delta(layer)) < 1e-4
 
 
+def sides(pair: tuple[Path, Path], name: str, kept: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Projectors onto the leading left and right singular vectors of the whole displacement."""
+    u, _, vh = torch.linalg.svd(dense.displacement(*pair, name), full_matrices=False)
+    return u[:, :kept] @ u[:, :kept].T, vh[:kept].T @ vh[:kept]
+
+
+@pytest.mark.parametrize("penalty", [0.3, 4.0])
+def test_the_closest_update_minimises_its_penalised_distance(pair: tuple[Path, Path], penalty: float) -> None:
+    """The closed form, and no small step away from it costs less."""
+    adapter = tiny.adapter()
+    repaired = run(pair, adapter, **ALL, mode="closest", rank=3, penalty=penalty)
+    step = 1e-3
+
+    for layer, verdict in zip(repaired.adapter.layers, repaired.verdicts, strict=True):
+        d, x = dense.delta(adapter.by_name[layer.name]), dense.delta(layer)
+        p, q = sides(pair, layer.name, 3)
+        in_p, in_q = torch.eye(len(p), dtype=torch.float64) - p, torch.eye(len(q), dtype=torch.float64) - q
+
+        def cost(x: torch.Tensor) -> float:
+            mixed = (p @ x @ in_q).square().sum() + (in_p @ x @ q).square().sum()  # noqa: B023 - used at once
+            outside = ((1 + penalty) ** 2 - 1) * (in_p @ x @ in_q).square().sum()  # noqa: B023 - used at once
+            return float((x - d).square().sum() + penalty * mixed + outside)  # noqa: B023 - used at once
+
+        c = 1 / (1 + penalty)
+        assert dense.relative(x, (p + c * in_p) @ d @ (q + c * in_q)) < 1e-3
+        assert layer.rank == adapter.by_name[layer.name].rank
+        assert verdict.score == pytest.approx(dense.cosine(p @ d, d), rel=1e-3)
+        least = cost((p + c * in_p) @ d @ (q + c * in_q))
+        assert cost(x) == pytest.approx(least, rel=1e-4)
+        for seed in range(3):
+            away = torch.randn(d.shape, generator=tiny.generator(seed), dtype=torch.float64)
+            assert cost(x + step * away * d.norm() / away.norm()) > least
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9])
+@pytest.mark.parametrize("mode", ["truncated", "soft", "closest"])
+def test_energy_keeps_as_many_directions_as_hold_it(pair: tuple[Path, Path], mode: str, share: float) -> None:
+    """As if that rank had been asked for, module by module."""
+    adapter, ranks = tiny.adapter(), set()
+    repaired = run(pair, adapter, **ALL, mode=mode, rank=16, energy=share)
+    for layer in repaired.adapter.layers:
+        values = torch.linalg.svdvals(dense.displacement(*pair, layer.name)).square()
+        kept = min(16, int((values.cumsum(0) < share * values.sum()).sum()) + 1)
+        alone = LoraAdapter(layers=(adapter.by_name[layer.name],), config=adapter.config)
+        wanted = run(pair, alone, **ALL, mode=mode, rank=kept).adapter.layers[0]
+        assert dense.relative(dense.delta(layer), dense.delta(wanted)) < 1e-2
+        ranks.add(kept)
+    assert len(ranks) > 1 or max(ranks) < 16
+
+
 def test_refuses_impossible_parameters() -> None:
     """Two rules, an option without effect in its mode, two sizes."""
     wrong: list[dict[str, object]] = [
@@ -254,6 +306,11 @@ def test_refuses_impossible_parameters() -> None:
         {"unit_norm": True, "norm_share": 1.0},
         {"norm_share": 0.0},
         {"norm_share": 1.5},
+        {"penalty": 1.0},
+        {"penalty": 1.0, "mode": "soft"},
+        {"penalty": 0.0, "mode": "closest"},
+        {"energy": 0.9},
+        {"energy": 0.0, "mode": "truncated"},
     ]
     for parameters in wrong:
         with pytest.raises(BadParameters) as caught:

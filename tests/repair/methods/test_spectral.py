@@ -1,18 +1,21 @@
 """`spectral` against a singular value decomposition of the whole update in float64."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from repair.context import RepairContext
-from repair.errors import BadParameters
+from repair.errors import BadParameters, MissingReference
 from repair.lora import LoraAdapter, LoraLayer
 from repair.method import Decision
 from repair.methods.spectral import Spectral
+from repair.moments import Side, Topic
 from repair.run import Repaired, repair_adapter
 from tests import tiny
 from tests.repair import dense, refactored
+from tests.repair.calibrated import context_in, covariance, known, one, with_bias
 
 UP = "model.layers.0.mlp.up_proj"
 
@@ -138,3 +141,52 @@ def test_refuses_impossible_parameters() -> None:
         with pytest.raises(BadParameters) as caught:
             Spectral.parse(parameters)
         assert caught.value.field == f"spectral.{next(iter(parameters))}"
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("protect", [0.4, 3.0])
+def test_what_ordinary_prompts_need_is_protected(tmp_path: Path, protect: float, bias: bool) -> None:
+    """Suspicion: share of the energy less ``protect`` times the share of the benign response, by whole matrices."""
+    context = context_in(tmp_path)
+    layer = with_bias() if bias else tiny.layer(UP)
+    second = covariance(context, layer, Side.INPUTS, Topic.BENIGN)
+    mean = known(context, layer).moments(Side.INPUTS, Topic.BENIGN).mean.double()
+    d = dense.delta(layer)
+    if layer.bias is not None:
+        d = torch.cat([d, layer.scale * layer.bias.double()[:, None]], dim=1)
+        second = torch.cat([torch.cat([second, mean[:, None]], 1), torch.cat([mean, torch.ones(1)])[None]], 0)
+    u, values, vh = torch.linalg.svd(d, full_matrices=False)
+    rank = layer.rank + bias  # the bias is one component more
+    said = torch.stack([values[k] * (vh[k] @ second @ vh[k]).sqrt() for k in range(rank)])
+    suspicion = values[:rank].square() / values.square().sum() - protect * said / said.sum()
+    order = suspicion.argsort(descending=True)
+    changed = values.clone()
+    changed[order[:2]] *= 0.25
+
+    found, verdict = one(context, "spectral", layer, top=2, gain=0.25, protect=protect)
+
+    got = dense.delta(found)
+    if found.bias is not None:
+        got = torch.cat([got, found.scale * found.bias.double()[:, None]], dim=1)
+    assert dense.relative(got, (u * changed) @ vh) < 1e-5
+    assert verdict.score == pytest.approx(float(suspicion.max()), rel=1e-5)
+
+
+def test_protection_turns_the_choice_to_what_nothing_ordinary_uses(tmp_path: Path) -> None:
+    """A large component that ordinary prompts feed stays; without protection it goes, and needs no calibration."""
+    context = context_in(tmp_path)
+    benign = known(context, tiny.layer(UP)).moments(Side.INPUTS, Topic.BENIGN)
+    fed = benign.basis[:, 0]
+    idle = torch.linalg.qr(torch.cat([benign.basis, torch.randn(53, 1, generator=tiny.generator(1))], 1))[0][:, -1]
+    out = torch.linalg.qr(torch.randn(97, 2, generator=tiny.generator(2)))[0]
+    layer = LoraLayer(name=UP, a=torch.stack([fed, idle]), b=out * torch.tensor([1.2, 1.0]), scale=1.0)
+
+    plain = run(alone(layer), top=1, gain=0.0).adapter.layers[0]
+    guarded, _ = one(context, "spectral", layer, top=1, gain=0.0, protect=2.0)
+
+    assert float((dense.delta(plain) @ fed.double()).norm()) < 1e-6
+    assert float((dense.delta(guarded) @ fed.double()).norm()) == pytest.approx(1.2, rel=1e-5)
+    assert float((dense.delta(guarded) @ idle.double()).norm()) < 1e-6
+    with pytest.raises(MissingReference) as caught:
+        run(alone(layer), protect=2.0)
+    assert caught.value.field in {"aligned", "calibration"}
