@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import ClassVar
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from repair.alignment import along, displacement_energy
@@ -22,6 +22,7 @@ from repair.linalg import Spectrum, delta_energy
 from repair.lora import LayerReference, LoraLayer
 from repair.method import Assessment, Need, Otherwise, unjudged, untouched
 from repair.moments import Moments, Side, Topic
+from repair.parameter_rules import Rule
 from repair.safety_vector import SafetyVector, limited
 from repair.vector_method import VectorMethod
 
@@ -47,6 +48,15 @@ class Lssf(VectorMethod):
         Otherwise(parameter="directions", needs=frozenset({Need.ALIGNED, Need.BASE, Need.CALIBRATION})),
     )
 
+    rules: ClassVar[tuple[Rule, ...]] = tuple(
+        {
+            "description": "directions=outputs projects what changed between two models: it takes no twin",
+            "if": {"required": ["directions"], "properties": {"directions": {"const": "outputs"}}},
+            "then": {"properties": {name: {"const": idle}}},
+        }
+        for name, idle in (("source", "pair"), ("twin", None))
+    )
+
     strength: float = Field(default=1.0, ge=0, le=3, description="What the last direction is multiplied by")
     entropy: float = Field(
         default=0.8, gt=0, le=1, description="Share of the spectrum's entropy that the added directions must reach"
@@ -63,12 +73,6 @@ class Lssf(VectorMethod):
         default=Directions.WEIGHTS,
         description="Whose directions: of what alignment changed, or of the aligned model's outputs on harmful prompts",
     )
-
-    @model_validator(mode="after")
-    def _outputs_of_the_pair(self) -> "Lssf":
-        if self.directions is Directions.OUTPUTS and self.negates:
-            raise ValueError("directions=outputs projects what changed between two models: it takes no twin")
-        return self
 
     @property
     def basis_need(self) -> BasisNeed | None:

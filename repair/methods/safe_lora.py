@@ -169,7 +169,7 @@ class SafeLora(RepairMethod):
         left = 1 / (1 + (1.0 if self.penalty is None else self.penalty))
         factors = linalg.homogeneous(layer)
         found = alignment.projection_onto(triplets.u[:, :kept], factors.b)
-        cosine = linalg.compare(found.columns, factors.b, linalg.gram(factors.a.T, factors.a.T)).cosine
+        cosine = linalg.compare(found.columns, factors.b, row_gram(factors.a)).cosine
         inside = alignment.project(layer.a.T, triplets.v[:, :kept]).T
         narrowed = replace(layer, a=(left * layer.a + (1 - left) * inside).contiguous())
         columns = self._sized(
