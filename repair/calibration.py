@@ -21,9 +21,10 @@ from gate.digest import sha256_file
 from gate.parameters import fused_home, homes, spellings
 from repair.adapter_file import fresh_folder
 from repair.errors import BadParameters, ShapeMismatch, WrongReference
+from repair.expert_parts import part_of
 from repair.experts import slot_name
 from repair.linalg import delta_energy
-from repair.lora import LayerKind, LayerReference, LoraLayer
+from repair.lora import LayerKind, LayerReference, LoraLayer, ParameterSlot
 from repair.moments import LayerCalibration
 
 HEADER: Final = "calibration.json"
@@ -148,32 +149,41 @@ class Calibration:
 
     def for_layer(self, layer: LoraLayer) -> LayerCalibration | None:
         """What is known about the module of ``layer``; None when it was not looked at. Raises ShapeMismatch."""
-        name = next((name for name in _names(layer) if name in self.header["modules"]), None)
+        apart = None if layer.name in self.header["modules"] else _fused(layer)
+        names = _names(layer) if apart is None else apart.names
+        name = next((name for name in names if name in self.header["modules"]), None)
         if name is None:
             return None
+        whole = self._module(layer.name, name)
+        if apart is not None and apart.parts > 1 and whole.numbers.get("unit_parts") != apart.parts:
+            return None  # its rows do not stand one part below the other
+        found = whole if apart is None else part_of(whole, apart.part, apart.parts)
+        if found.shape != layer.shape:
+            detail = f"the adapter has {layer.shape}, the calibration {found.shape} (out, in)"
+            raise ShapeMismatch(detail, field=layer.name)
+        return found
+
+    def _module(self, called: str, name: str) -> LayerCalibration:
         entry = self.header["modules"][name]
         shape = (int(entry["shape"][0]), int(entry["shape"][1]))
-        if shape != layer.shape:
-            detail = f"the adapter has {layer.shape}, the calibration {shape} (out, in)"
-            raise ShapeMismatch(detail, field=layer.name)
 
         def read(part: str) -> Tensor:
             owner = entry["inputs"] if part.startswith("inputs.") else name
             tensor: Tensor = self._handle.get_tensor(f"{owner}/{part}")
             return tensor
 
-        return LayerCalibration(name=layer.name, shape=shape, numbers=entry["numbers"], read=read)
+        return LayerCalibration(name=called, shape=shape, numbers=entry["numbers"], read=read)
 
     def why_not(self, layer: LoraLayer) -> str:
         """Why nothing is known about a module that `for_layer` has nothing for."""
         known: Mapping[str, str] = self.header["left_out"]
-        left_out = next((known[name] for name in _names(layer) if name in known), None)
+        apart = _fused(layer)
+        names = _names(layer) if apart is None else apart.names
+        left_out = next((known[name] for name in names if name in known), None)
         if left_out is not None:
             return left_out
         if layer.kind is LayerKind.EMBEDDING:
             why = ": it listens to linears, and this is an embedding"
-        elif layer.slot is None and fused_home(layer.name) is not None:
-            why = ": it listens to experts as the model class has them, fused, and the adapter spells them one by one"
         elif layer.slot is not None and layer.slot.expert is None:
             why = ": it listens to linears and experts, and this is a bare parameter"
         else:
@@ -231,6 +241,24 @@ def _names(layer: LoraLayer) -> tuple[str, ...]:
         *spellings(layer.name),
         *(slot_name(replace(layer.slot, parameter=home)) for home in homes(layer.slot.parameter)),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Apart:
+    """Where an expert that the adapter spells by itself is in a fused one: under which names, and which part of it."""
+
+    names: tuple[str, ...]
+    part: int
+    parts: int
+
+
+def _fused(layer: LoraLayer) -> _Apart | None:
+    found = None if layer.slot is not None else fused_home(layer.name)
+    if found is None:
+        return None
+    path, expert, part, parts = found
+    names = tuple(slot_name(ParameterSlot(parameter=home, expert=expert)) for home in homes(path))
+    return _Apart(names=names, part=part, parts=parts)
 
 
 def _only_fitting(store: Path, aligned: str) -> Path:

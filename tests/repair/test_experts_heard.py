@@ -17,10 +17,11 @@ from torch.nn import functional
 from repair.body import body_of
 from repair.calibrate import measure_modules
 from repair.checks.backend import Sample
-from repair.errors import WrongReference
+from repair.errors import ShapeMismatch, WrongReference
 from repair.fused_products import FusedExperts
 from repair.listening import Ears
 from repair.lora import LoraAdapter, LoraLayer, ParameterSlot
+from repair.method import Need
 from repair.methods import METHODS
 from repair.moments import LayerCalibration, Side, Topic
 from repair.run import repair_adapter
@@ -209,6 +210,42 @@ def test_tokens_that_the_routing_does_not_name_are_not_believed() -> None:
 
     assert {name.split(".")[2] for name in heard} == {"1"}
     assert {name.split(".")[2] for name in experts.strange} == {"0"}
+
+
+APART = {"qwen3_moe": ("mlp", "gate_proj", "up_proj", "down_proj"), "mixtral": ("block_sparse_moe", "w1", "w3", "w2")}
+
+
+@pytest.mark.parametrize("family", APART)
+def test_an_expert_that_is_spelt_apart_is_some_rows_of_the_fused_one(worlds: Worlds, family: str) -> None:
+    """Every form and the gradient are those of the whole on its rows; every calibrated method judges it."""
+    world = worlds(family)
+    place, gate, up, down = APART[family]
+    expert = next(at for at in range(4) if known(world, name_of(family, 0, at, "gate_up_proj")) is not None)
+    home = f"model.layers.0.{place}.experts.{expert}"
+    whole = known(world, name_of(family, 0, expert, "gate_up_proj"))
+    assert whole is not None
+    for at, name in enumerate((gate, up)):
+        rows = slice(24 * at, 24 * (at + 1))
+        found = world.calibration.for_layer(tiny.layer(f"{home}.{name}", (24, 32)))
+        assert found is not None
+        probe = torch.randn(3, 24, generator=tiny.generator(2))
+        wide = torch.zeros(3, 48)
+        wide[:, rows] = probe
+        for topic in Topic:
+            ours, theirs = (one.moments(Side.OUTPUTS, topic) for one in (found, whole))
+            torch.testing.assert_close(ours.form(probe), theirs.form(wide), rtol=1e-4, atol=1e-9)
+            torch.testing.assert_close(ours.basis.T @ ours.basis, torch.eye(ours.basis.shape[1]), rtol=0, atol=1e-4)
+            inputs = (one.moments(Side.INPUTS, topic).squares for one in (found, whole))
+            torch.testing.assert_close(*inputs)
+        ours, theirs = ((one.u * one.values) @ one.v.T for one in (found.gradient(), whole.gradient()))
+        torch.testing.assert_close(ours, theirs[rows], rtol=1e-4, atol=1e-7)
+    layers = [tiny.layer(f"{home}.{name}", (24, 32)) for name in (gate, up)] + [tiny.layer(f"{home}.{down}", (32, 24))]
+    for method in (name for name, kind in METHODS.items() if Need.CALIBRATION in kind.needs):
+        verdicts = repair_adapter(LoraAdapter(layers=tuple(layers)), METHODS[method](), world.context).verdicts
+        assert all(verdict.score is not None for verdict in verdicts), method
+    strange = tiny.layer(f"{home}.{gate}", (25, 32))
+    with pytest.raises(ShapeMismatch):
+        world.calibration.for_layer(strange)
 
 
 def test_many_experts_keep_few_directions_each() -> None:
