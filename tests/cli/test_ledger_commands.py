@@ -42,24 +42,27 @@ def model(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_reference_is_registered_with_its_patch(
-    say: Say, ledger: tuple[object, ...], model: Path, folder: Path
+@pytest.mark.parametrize("tool", ["patch", "twin"])
+def test_a_reference_is_registered_with_its_tools(
+    say: Say, ledger: tuple[object, ...], model: Path, folder: Path, tool: str
 ) -> None:
-    """The answer has the digest of each part; a patch for another model is refused by name."""
+    """The answer has the digest of each part; a patch or a twin for another model is refused by name."""
     add = ("reference", "add", "pair", "--aligned", model, *ledger, "--json")
-    assert json.loads(say(*add).out)["patch"] is None
+    assert json.loads(say(*add).out)[tool] is None
 
-    said = say(*add, "--patch", folder)
+    said = say(*add, f"--{tool}", folder)
 
     assert json.loads(said.out) == {
         "name": "pair",
         "aligned": root_digest(file_digests(model)),
         "base": None,
-        "patch": root_digest(file_digests(folder)),
+        "patch": None,
+        "twin": None,
+        tool: root_digest(file_digests(folder)),
     }
     assert sorted(file_digests(folder)) == sorted(adapter_files())
     other = write_folder(folder.parent / "other", target_modules=["k_proj"])
-    refused = say(*add, "--patch", other)
+    refused = say(*add, f"--{tool}", other)
     assert refused.code == Exit.ERROR
     assert json.loads(refused.err.removeprefix("lora-repair: "))["file"] == "adapter_model.safetensors"
 

@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from examples.zoo.hostile import PREFIX
 from gate.admission import admit
 from gate.errors import Refused, Rule
-from gate.measurable import require_measurable
+from gate.measurable import require_measurable, require_plain
 from gate.model import model_shapes
 from repair.adapter_file import read_adapter
 from repair.checks.arms import adapter_hooks
@@ -79,3 +79,21 @@ def put_on(folder: Path) -> None:
     """As a measurement does."""
     with adapter_hooks(model(), read_adapter(folder)):
         pass
+
+
+def test_only_a_plain_sum_can_be_subtracted(tmp_path: Path) -> None:
+    """A twin with a magnitude, an output bias or a whole tensor is refused by what it has too much."""
+    plain = with_tensors()
+    require_plain(judged(tmp_path / "plain", plain))
+    shifted = with_tensors(lora_bias=True)
+    for key, value in list(shifted.tensors.items()):
+        if key.endswith(".lora_B.weight"):
+            shifted.tensors[f"{key.removesuffix('.weight')}.bias"] = tensor(value.shape[0])
+    turned = with_tensors(use_dora=True)
+    for key, value in list(turned.tensors.items()):
+        if key.endswith(".lora_B.weight"):
+            turned.tensors[f"{key.removesuffix('.lora_B.weight')}.{MAGNITUDE}"] = tensor(value.shape[0])
+    for field, adapter in (("lora_bias", shifted), ("use_dora", turned)):
+        with pytest.raises(Refused, match="subtracted") as refused:
+            require_plain(judged(tmp_path / field, adapter))
+        assert (refused.value.field, refused.value.rule) == (field, Rule.UNSUPPORTED_LAYOUT)
