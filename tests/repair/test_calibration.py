@@ -349,7 +349,16 @@ def test_of_two_that_measure_at_once_both_end_well(
     model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While one measures, another comes, measures the same and is done first."""
-    words = ("calibrate", "--aligned", model_folder, "--device", "cpu", "--json", "--out", tmp_path / "store")
+    words: tuple[object, ...] = (
+        "calibrate",
+        "--aligned",
+        model_folder,
+        "--device",
+        "cpu",
+        "--json",
+        "--out",
+        tmp_path / "store",
+    )
     words += ("--prompts", 4, "--gradient-prompts", 2, "--directions", 6)
     first: list[dict[str, Any]] = []
 
