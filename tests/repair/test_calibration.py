@@ -349,17 +349,8 @@ def test_of_two_that_measure_at_once_both_end_well(
     model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While one measures, another comes, measures the same and is done first."""
-    words: tuple[object, ...] = (
-        "calibrate",
-        "--aligned",
-        model_folder,
-        "--device",
-        "cpu",
-        "--json",
-        "--out",
-        tmp_path / "store",
-    )
-    words += ("--prompts", 4, "--gradient-prompts", 2, "--directions", 6)
+    words: list[object] = ["calibrate", "--aligned", model_folder, "--device", "cpu", "--json"]
+    words += ["--out", tmp_path / "store", "--prompts", 4, "--gradient-prompts", 2, "--directions", 6]
     first: list[dict[str, Any]] = []
 
     def overtaken(*parts: Any, **more: Any) -> Any:
