@@ -7,7 +7,7 @@ it is damaged, of another version, or made for another model.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
@@ -18,13 +18,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gate.digest import sha256_file
-from gate.parameters import fused_home, homes, spellings
 from repair.adapter_file import fresh_folder
 from repair.errors import BadParameters, ShapeMismatch, WrongReference
-from repair.expert_parts import part_of
-from repair.experts import slot_name
+from repair.expert_parts import apart_of, names_of, part_of
 from repair.linalg import delta_energy
-from repair.lora import LayerKind, LayerReference, LoraLayer, ParameterSlot
+from repair.lora import LayerKind, LayerReference, LoraLayer
 from repair.moments import LayerCalibration
 
 HEADER: Final = "calibration.json"
@@ -149,8 +147,8 @@ class Calibration:
 
     def for_layer(self, layer: LoraLayer) -> LayerCalibration | None:
         """What is known about the module of ``layer``; None when it was not looked at. Raises ShapeMismatch."""
-        apart = None if layer.name in self.header["modules"] else _fused(layer)
-        names = _names(layer) if apart is None else apart.names
+        apart = None if layer.name in self.header["modules"] else apart_of(layer)
+        names = names_of(layer) if apart is None else apart.names
         name = next((name for name in names if name in self.header["modules"]), None)
         if name is None:
             return None
@@ -177,8 +175,8 @@ class Calibration:
     def why_not(self, layer: LoraLayer) -> str:
         """Why nothing is known about a module that `for_layer` has nothing for."""
         known: Mapping[str, str] = self.header["left_out"]
-        apart = _fused(layer)
-        names = _names(layer) if apart is None else apart.names
+        apart = apart_of(layer)
+        names = names_of(layer) if apart is None else apart.names
         left_out = next((known[name] for name in names if name in known), None)
         if left_out is not None:
             return left_out
@@ -231,34 +229,6 @@ def known_about(layer: LoraLayer, reference: LayerReference) -> LayerCalibration
     if delta_energy(layer) == 0:
         return "zero adapter: nothing is added here"
     return reference.calibration
-
-
-def _names(layer: LoraLayer) -> tuple[str, ...]:
-    """What the module of a layer may be called in a pack: files and model classes differ for experts and routers."""
-    if layer.slot is None:
-        return spellings(layer.name)
-    return (
-        *spellings(layer.name),
-        *(slot_name(replace(layer.slot, parameter=home)) for home in homes(layer.slot.parameter)),
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Apart:
-    """Where an expert that the adapter spells by itself is in a fused one: under which names, and which part of it."""
-
-    names: tuple[str, ...]
-    part: int
-    parts: int
-
-
-def _fused(layer: LoraLayer) -> _Apart | None:
-    found = None if layer.slot is not None else fused_home(layer.name)
-    if found is None:
-        return None
-    path, expert, part, parts = found
-    names = tuple(slot_name(ParameterSlot(parameter=home, expert=expert)) for home in homes(path))
-    return _Apart(names=names, part=part, parts=parts)
 
 
 def _only_fitting(store: Path, aligned: str) -> Path:

@@ -1,17 +1,50 @@
-"""What a calibration knows about some output rows of a fused module: the gate, or the up, of an expert spelt apart.
+"""Under which name a calibration knows an expert, and what it knows of the gate or the up of one that is spelt apart.
 
-The inputs are those of the whole. A low-rank matrix cut to some rows stays one, with singular vectors of its own.
+These are some output rows of a fused module. The inputs are those of the whole; a low-rank matrix cut to some rows
+stays one, with singular vectors of its own.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from gate.parameters import fused_home, homes, spellings
+from repair.experts import slot_name
+from repair.lora import LoraLayer, ParameterSlot
 from repair.moments import LayerCalibration
 
 Read = Callable[[str], Tensor]
+
+
+def names_of(layer: LoraLayer) -> tuple[str, ...]:
+    """What the module of a layer may be called in a pack: files and model classes differ for experts and routers."""
+    if layer.slot is None:
+        return spellings(layer.name)
+    return (
+        *spellings(layer.name),
+        *(slot_name(replace(layer.slot, parameter=home)) for home in homes(layer.slot.parameter)),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Apart:
+    """Where an expert that the adapter spells by itself is in a fused one: under which names, and which part of it."""
+
+    names: tuple[str, ...]
+    part: int
+    parts: int
+
+
+def apart_of(layer: LoraLayer) -> Apart | None:
+    """For a layer that is an expert spelt by itself; None for any other."""
+    found = None if layer.slot is not None else fused_home(layer.name)
+    if found is None:
+        return None
+    path, expert, part, parts = found
+    names = tuple(slot_name(ParameterSlot(parameter=home, expert=expert)) for home in homes(path))
+    return Apart(names=names, part=part, parts=parts)
 
 
 def part_of(whole: LayerCalibration, part: int, parts: int) -> LayerCalibration:
