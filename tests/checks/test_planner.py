@@ -16,6 +16,7 @@ from repair.checks.packs import load_pack
 from repair.checks.planner import Plan, Reference, Verdict, plan, split_samples
 from repair.checks.policy import Candidate, Policy
 from repair.checks.toy import ToyChat
+from repair.checks.verdict import Stage
 from repair.errors import BadParameters, MissingReference, RepairError
 from tests.checks.acting import (
     ANSWER,
@@ -509,6 +510,7 @@ def test_a_candidate_that_cannot_be_built_is_recorded_and_passed_over(reference:
     assert found.verdict is Verdict.RELEASED_REPAIRED
     for one, about in zip(found.candidates, ("scale.strengths", "random_modules.count", "patch"), strict=False):
         assert one.lost.startswith(f"cannot be built: {about}: ")
+        assert (one.stage, one.weights) == (Stage.BUILDING, None)
     assert not found.candidates[3].lost
 
 

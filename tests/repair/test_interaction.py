@@ -131,7 +131,9 @@ def test_verdicts_carry_the_account_and_the_report_the_growth() -> None:
         added = patch.by_name.get(verdict.name)
         assert verdict.addition == (None if added is None else interaction(own, added))
         assert ("addition" in verdict.as_dict()) is (added is not None)
-    assert repaired.notes == ("rank: 4 modules grew; the largest was 3 and is 5",)
+    rank, serving = repaired.notes
+    assert rank == "rank: 4 modules grew; the largest was 3 and is 5"
+    assert serving.startswith("serving: TGI will leave out ")
 
 
 def test_a_method_that_adds_nothing_reports_no_growth() -> None:

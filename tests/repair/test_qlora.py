@@ -99,7 +99,8 @@ def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, dict[s
     finally:
         torch.use_deterministic_algorithms(mode=False)
     printed = capsys.readouterr()
-    return code, json.loads(printed.out or "{}"), json.loads(printed.err or "{}")
+    problem = [line for line in printed.err.splitlines() if line.startswith("{")]  # the others tell how far it is
+    return code, json.loads(printed.out or "{}"), json.loads(problem[-1] if problem else "{}")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)

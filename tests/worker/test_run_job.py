@@ -318,7 +318,7 @@ def test_every_measured_upload_is_diagnosed(house: House, poisoned: str) -> None
 
         assert [one["name"] for one in found["modules"]] == list(UPLOAD.names)
         assert all(one["relative_norm"] > 0 and one["alignment"]["rho"] > 0 for one in found["modules"])
-        assert [point["drift"] for point in found["profile"]["points"]] == pytest.approx([0, 0.25, 0.5, 0.75, 1])
+        assert [point["drift"] for point in found["profile"]["points"]] == pytest.approx([0, 0.25, 0.5, 0.75, 1, 1.25])
         assert set(found["not_measured"]) == {"alignment.inside", "behaviour", "intruder_dimensions"}
     assert job.verdict is Verdict.QUARANTINED
 

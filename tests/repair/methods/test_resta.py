@@ -245,7 +245,9 @@ def test_a_twin_is_among_the_inputs(tmp_path: Path, twin: LoraAdapter, capsys: p
     said = json.loads(capsys.readouterr().out)
     assert (code, set(said["inputs"])) == (0, {"adapter", "twin"})
     assert said["inputs"]["twin"]["digest"].startswith("sha256:")
-    assert said["notes"] == ["rank: 8 modules grew; the largest was 3 and is 5"]
+    rank, serving = said["notes"]
+    assert rank == "rank: 8 modules grew; the largest was 3 and is 5"
+    assert serving.startswith("serving: TGI will leave out ")
     assert set(Resta.catalogue_entry()["parameters"]["properties"]) == {"strength", "rank", "limit", "source"}
 
 
