@@ -71,9 +71,18 @@ def table(name: str, rows: list[dict[str, Any]], aligned: dict[str, Any]) -> str
     controls.sort(key=lambda row: (CONTROLS.index(row["group"]), _rate(row, "utility")))
     limit = _rate(aligned, "harmful") + NEAR
     lines = [line(row, curves, limit) for row in methods] + [line(row, {}, limit) for row in controls]
-    said = beside_singles(methods)
-    page = [f"### `{name}`", "", *([said, ""] if said else []), HEAD]
+    page = [f"### `{name}`", ""]
+    for said in (beside_singles(methods), read_by(rows)):
+        page += [said, ""] if said else []
+    page.append(HEAD)
     return "\n".join([*page, line(aligned, {}, limit), line(upload, {}, limit), *lines])
+
+
+def read_by(rows: list[dict[str, Any]]) -> str:
+    """Which rows an earlier version of the rule judge has read; or nothing."""
+    old = [row for row in rows if row.get("judge") == "rules-v1"]
+    what = "All rows but `auto`" if len(old) > len(rows) / 2 else ", ".join(f"`{row['group']}`" for row in old)
+    return f"{what} were read by version 1 of the rule judge." if old else ""
 
 
 def beside_singles(methods: list[dict[str, Any]]) -> str:
