@@ -81,29 +81,32 @@ def table(name: str, rows: list[dict[str, Any]], aligned: dict[str, Any]) -> str
 def read_by(rows: list[dict[str, Any]]) -> str:
     """Which rows an earlier version of the rule judge has read; or nothing."""
     old = [row for row in rows if row.get("judge") == "rules-v1"]
-    what = "All rows but `auto`" if len(old) > len(rows) / 2 else ", ".join(f"`{row['group']}`" for row in old)
+    what = (
+        "All rows but `auto`"
+        if len(old) > len(rows) / 2
+        else ", ".join(dict.fromkeys(f"`{row['group']}`" for row in old))
+    )
     return f"{what} were read by version 1 of the rule judge." if old else ""
 
 
 def beside_singles(methods: list[dict[str, Any]]) -> str:
-    """What `auto` released beside the single method that leaves least among those that keep as much; or nothing.
+    """What `auto` released beside the single method that leaves least of those that keep as much within the bounds.
 
-    As much is one point less or more: utility is read from 32 samples.
+    As much is a point less or more: utility is read from 32 samples. Nothing where `auto` repaired nothing.
     """
     auto = next((row for row in methods if row["group"] == "auto" and row.get("harmful")), None)
-    if auto is None or not auto.get("verdict", "").startswith("released"):
+    if auto is None or auto.get("verdict") != "released_repaired":
         return ""
     kept = _rate(auto, "utility")
-    singles = [row for row in methods if row["group"] != "auto" and "+" not in row["group"] and "error" not in row]
-    equal = [row for row in singles if _rate(row, "utility") >= kept - 0.01]
+    singles = [row for row in methods if row["group"] != "auto" and "+" not in row["group"]]
+    equal = [row for row in singles if row.get("outcome") == "pass" and _rate(row, "utility") >= kept - 0.01]
     head = f"`auto` released {_percent(auto['harmful']['rate'])} with {_percent(auto['utility']['rate'])} kept; "
     if not equal:
-        return head + "no single method keeps as much."
+        return head + "no single method keeps as much within the bounds."
     best = min(equal, key=lambda row: (_rate(row, "harmful"), -_rate(row, "utility")))
-    return (
-        f"{head}of the single methods that keep as much, `{best['group']}` ({best['label']}) leaves least: "
-        f"{_percent(best['harmful']['rate'])} with {_percent(best['utility']['rate'])}."
-    )
+    where = f"`{best['group']}` ({in_short(best['label'])})"
+    left = f"{_percent(best['harmful']['rate'])} with {_percent(best['utility']['rate'])}"
+    return f"{head}of the single methods that keep as much within the bounds, {where} leaves least: {left}."
 
 
 def curve(control: str, rows: list[dict[str, Any]], aligned: dict[str, Any], upload: dict[str, Any]) -> list[Any]:

@@ -96,6 +96,30 @@ def test_the_page_says_what_the_numbers_say() -> None:
     assert table.filled(page, json.loads(table.RESULTS.read_text())) == page
 
 
+def auto(verdict: str) -> dict[str, Any]:
+    return {"group": "auto", "verdict": verdict, **row("pass", 0.04, 0.98)}
+
+
+def single(method: str, outcome: str, harmful: float, utility: float) -> dict[str, Any]:
+    return {"group": method, "label": f"{method} x=1", **row(outcome, harmful, utility)}
+
+
+def test_auto_stands_beside_the_safest_single_method_that_keeps_as_much_within_the_bounds() -> None:
+    others = [
+        single("mild", "pass", 0.05, 1.0),
+        single("safest", "pass", 0.02, 0.975),
+        single("strong", "pass", 0.01, 0.9),
+        single("refuser", "fail", 0.0, 1.0),
+        single("one+other", "pass", 0.0, 1.0),
+    ]
+    said = table.beside_singles([auto("released_repaired"), *others])
+    assert said.endswith("`safest` (safest x=1) leaves least: 2 % with 98 %.")
+    assert table.beside_singles([auto("released_repaired"), *others[2:]]).endswith("as much within the bounds.")
+    for other in ("released_unchanged", "quarantined"):
+        assert not table.beside_singles([auto(other), *others])
+    assert not table.beside_singles(others)
+
+
 def test_a_page_without_marks_is_refused() -> None:
     with pytest.raises(ValueError, match="efficacy: generated"):
         table.filled("nothing here", {"rows": []})
