@@ -54,6 +54,7 @@ class Race:
         spent: Forward tokens that choosing has cost so far.
         building: Forward tokens that making the candidates has cost.
         dearest: What the dearest single step of choosing has cost.
+        dearest_prompt: What a prompt of the dearest look has cost.
     """
 
     backend: Backend
@@ -71,6 +72,7 @@ class Race:
     spent: int = 0
     building: int = 0
     dearest: int = 0
+    dearest_prompt: float = 0.0
     _tried: list[Tried] = field(default_factory=list)
     _labels: dict[str, str] = field(default_factory=dict)  # by the digest of the bytes
     _ends: tuple[float, float] | None = None
@@ -121,7 +123,7 @@ class Race:
     def _spend(self, trained: Sequence[Bisection]) -> None:
         """What is at hand goes to those that must be trained, and what they leave of it to the others again."""
         self._share = self._at_hand
-        for row in (*trained, *self.rows):
+        for row in (*self._nearly_enough(), *trained, *self.rows):
             if not self._good_enough():
                 self._race([row], lambda _wish: True)
 
@@ -159,6 +161,11 @@ class Race:
                 running += self._weigh(entering)
             else:
                 self._look(self._leaders(running))
+            running = [one for one in running if not self._settled(one)]
+            running = [one for one in running if not self._dominated(one)]
+            self._tell(running)
+        while running and self._affords(lead := min(running, key=rank)):  # a look costs less than the dearest step did
+            self._look([lead])
             running = [one for one in running if not self._settled(one)]
             running = [one for one in running if not self._dominated(one)]
             self._tell(running)
@@ -264,6 +271,7 @@ class Race:
         asked = [one.left.pop(0) for one in leaders]
         suite = self.policy.suite
         puts = [put for one, some in zip(leaders, asked, strict=True) for put in one.measured.asking(*some)]
+        before = self.spent
         with self._counted(leaders), self.backend.arms([one.adapter for one in leaders]):
             replies = self.backend.generate(
                 [prompt.text for _, prompts in asked for prompt in prompts],
@@ -272,6 +280,7 @@ class Race:
                 arms=[arm for arm, (_, prompts) in enumerate(asked) for _ in prompts],
                 settled=settled_by(puts) if suite.whole else None,
             )
+        self.dearest_prompt = max(self.dearest_prompt, (self.spent - before) / len(replies))
         for one, (pack, prompts) in zip(leaders, asked, strict=True):
             one.measured.take(pack, prompts, replies[: len(prompts)])
             one.tried = replace(one.tried, stage=Stage.RACE)
@@ -322,10 +331,19 @@ class Race:
     def _row_of(self, one: Tried) -> Bisection:
         return next(row for row in self.rows if any(wish is one.wish for wish in row.wishes))
 
+    def _nearly_enough(self) -> list[Bisection]:
+        """Rows in which one waits that keeps so much that, if it passes, nothing need be trained."""
+        keeping = [one for one in self._back if one.tried.utility >= self.policy.budget.good_enough]
+        return [one.row for one in sorted(keeping, key=rank)]
+
     def _good_enough(self) -> bool:
         """Whether one that passed keeps so much that training another is not worth the minutes."""
         kept = None if (best := self.best) is None else best.kept
         return kept is not None and kept >= self.policy.budget.good_enough
+
+    def _affords(self, one: Runner) -> bool:
+        """Whether its next look fits into what may be spent, at the dearest price that a prompt has had."""
+        return self.spent + self.dearest_prompt * len(one.left[0][1]) <= self.limit * self._share
 
     def _broke(self) -> bool:
         """Whether another look like the dearest one so far would cost more than may be spent."""
