@@ -161,19 +161,22 @@ class Race:
                 running += self._weigh(entering)
             else:
                 self._look(self._leaders(running))
-            running = [one for one in running if not self._settled(one)]
-            running = [one for one in running if not self._dominated(one)]
-            self._tell(running)
+            running = self._left_of(running)
         while running and self._affords(lead := min(running, key=rank)):  # a look costs less than the dearest step did
             self._look([lead])
-            running = [one for one in running if not self._settled(one)]
-            running = [one for one in running if not self._dominated(one)]
-            self._tell(running)
+            running = self._left_of(running)
         if self._share < 1:
             self._back += running  # what is left of the budget may be enough for them
             return
         for one in running:
             self._leave(one, Reading.IMPOSSIBLE, self._exhausted())
+
+    def _left_of(self, running: Sequence[Runner]) -> list[Runner]:
+        """Those that are still in the race after a step; it is told."""
+        left = [one for one in running if not self._settled(one)]
+        left = [one for one in left if not self._dominated(one)]
+        self._tell(left)
+        return left
 
     def _next(self, row: Bisection, may_enter: Callable[[Candidate], bool]) -> Iterator[Runner]:
         """The candidate of a row that is to be measured next; nothing when none is left or it has to wait."""

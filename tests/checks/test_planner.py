@@ -180,6 +180,28 @@ def test_when_the_tokens_are_spent_the_best_so_far_is_taken(reference: Any, tmp_
     assert poor.cost.choosing < rich.cost.choosing
 
 
+def test_what_keeps_enough_is_heard_to_the_end_before_anything_is_trained(reference: Any, tmp_path: Path) -> None:
+    """Whatever the budget: what is kept for those that must be trained goes to it first, and no more is spent."""
+    trials: list[dict[str, Any]] = [
+        {"method": "scale", "grid": {"strength": [0.85]}},
+        {"method": "refusal_tune", "grid": {"steps": [0]}},
+    ]
+    into_the_last_third = 0
+    for checks in (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3):
+        found = plan(
+            UPLOAD,
+            reference=reference(chat_of(Character())),
+            policy=many(trials, full_checks=checks, good_enough=0.8),
+            work_dir=tmp_path / str(checks),
+            samples=SAMPLES,
+        )
+        assert found.cost.choosing <= checks * found.cost.full_check
+        if found.verdict is Verdict.RELEASED_REPAIRED:
+            into_the_last_third += found.cost.choosing > 2 / 3 * checks * found.cost.full_check
+            assert found.candidates[1].lost == "not measured: needs training, and one that passed keeps enough"
+    assert into_the_last_third > 0
+
+
 def test_progress_tells_stage_candidates_best_and_time(reference: Any, tmp_path: Path) -> None:
     told: list[tuple[str, float]] = []
     plan(

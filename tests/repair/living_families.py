@@ -1,13 +1,10 @@
 """A tiny world of each family: a model that chats, its base, an adapter by PEFT, a patch, and a calibration."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
@@ -24,15 +21,6 @@ from tests.repair import families
 
 WORDS = "how do I a the to make help me write with your you for is of i'm can't sorry, but that".split()  # noqa: SIM905
 SETTINGS = CalibrationSettings(prompts=8, question_tokens=4, answer_tokens=2, gradient_prompts=2, directions=64)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Models this small spend most of their time on handing work to a second thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @dataclass(frozen=True, kw_only=True)

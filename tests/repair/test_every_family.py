@@ -6,7 +6,7 @@ change unseen.
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,15 @@ from repair.method import Decision, Need
 from repair.methods import METHODS
 from repair.run import Repaired, repair_adapter
 from tests.repair import families
-from tests.repair.living_families import World, loaded, one_thread
+from tests.repair.living_families import World, loaded
 
 pytestmark = [
+    pytest.mark.usefixtures("threads"),
     pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning"),
     pytest.mark.filterwarnings("ignore:.*did not match any targeted module.*"),  # it does not look at parameters
 ]
+Worlds = Callable[[str], World]
+
 PARAMETERS: Mapping[str, Mapping[str, Any]] = {
     "compose": {"steps": [{"method": "spectral"}, {"method": "patch"}]},
     "random_modules": {"count": 2},
@@ -56,27 +59,6 @@ TUNED = {
     **dict.fromkeys(("mixtral", "qwen3_moe", "gpt_oss"), "o_proj"),
 }
 """What `refusal_tune` finds with its default target."""
-
-Worlds = Callable[[str], World]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def threads() -> Iterator[None]:
-    with one_thread():
-        yield
-
-
-@pytest.fixture(scope="module")
-def worlds(tmp_path_factory: pytest.TempPathFactory) -> Worlds:
-    """Each is made once."""
-    known: dict[str, World] = {}
-
-    def world(family: str) -> World:
-        if family not in known:
-            known[family] = World(family=family, folder=tmp_path_factory.mktemp(family))
-        return known[family]
-
-    return world
 
 
 def repaired(world: World, method: str, **parameters: Any) -> Repaired:

@@ -5,7 +5,7 @@ a fused weight belong to which channel.
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -27,29 +27,12 @@ from repair.moments import LayerCalibration, Side, Topic
 from repair.run import repair_adapter
 from tests import tiny
 from tests.repair import families
-from tests.repair.living_families import SETTINGS, World, one_thread
+from tests.repair.living_families import SETTINGS, World
 
-LEAVES = ("gate_up_proj", "down_proj")
+pytestmark = pytest.mark.usefixtures("threads")
 Worlds = Callable[[str], World]
+LEAVES = ("gate_up_proj", "down_proj")
 fused = pytest.mark.parametrize("family", families.FUSED)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def threads() -> Iterator[None]:
-    with one_thread():
-        yield
-
-
-@pytest.fixture(scope="module")
-def worlds(tmp_path_factory: pytest.TempPathFactory) -> Worlds:
-    known: dict[str, World] = {}
-
-    def world(family: str) -> World:
-        if family not in known:
-            known[family] = World(family=family, folder=tmp_path_factory.mktemp(family))
-        return known[family]
-
-    return world
 
 
 def experts_of(family: str, model: Any, block: int) -> Any:

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from tests import tiny
 from tests.repair import dense, families
 
 pytestmark = [
+    pytest.mark.usefixtures("threads"),
     pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning"),
     pytest.mark.filterwarnings("ignore:.*lora_bias=True.*"),
     pytest.mark.filterwarnings("ignore:.*lora_B.bias.*"),
@@ -44,15 +45,6 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 EMBEDDINGS = {"llama": ["embed_tokens", "lm_head"], "llama-tied": ["embed_tokens", "lm_head"], "gpt2": ["wte", "c_fc"]}
 EMBEDDINGS |= {"gemma": ["embed_tokens", "q_proj"], "phi": ["embed_tokens", "lm_head"]}
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small spend most of their time on handing work to a second thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @dataclass(frozen=True, kw_only=True)
