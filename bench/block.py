@@ -63,7 +63,7 @@ def measured(side: str, shrink: int) -> dict[str, Any]:
 
 def in_turns(shrink: int) -> dict[str, dict[str, Any]]:
     """Both sides, one after the other, several times; of each linear the median times and the largest peaks."""
-    turns = [{side: measured(side, shrink) for side in SIDES} for _ in range(TURNS)]
+    turns = [{side: measured(side, shrink) for side in SIDES} for _ in range(TURNS if shrink == 1 else 1)]
     return {side: {name: _median([turn[side][name] for turn in turns]) for name in turns[0][side]} for side in SIDES}
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from bench.efficacy.auto import measure_auto
+from bench.efficacy.auto import measure_auto, widened
 from bench.efficacy.choose import best, safest
 from bench.efficacy.lab import ZOO, Lab, Store, load_chat
 from bench.efficacy.menu import ALIKE, FULL, Group, Recipe, controls, groups
@@ -24,6 +24,7 @@ from cli.demo_model import ModelPair, prepare, run_repair
 from repair.adapter_file import read_adapter
 from repair.calibration import Calibration
 from repair.checkpoint import Checkpoint
+from repair.checks.packs import HOME
 from repair.checks.policy import load_policy
 from repair.checks.rules import RulesJudge
 from repair.context import RepairContext
@@ -47,8 +48,10 @@ def main() -> int:
     lab.deadline = time.monotonic() + 60 * wish.minutes
     lab.measure_aligned()
     names = wish.adapters.split(",")
+    HOME.path = wish.prompts
+    packs = [one for one in wish.packs.split(",") if one]
     for name in names if wish.auto else ():
-        tell(measure_auto(lab, name, wish.auto))
+        tell(measure_auto(lab, name, widened(load_policy(wish.auto), packs)))
         collect(lab, wish.out)
     for name in names:
         treat(lab, name)
@@ -142,6 +145,10 @@ def parsed() -> argparse.Namespace:
         "--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="what the model computes in"
     )
     parser.add_argument("--auto", default="thorough", help="let the planner choose, too, under this policy; empty: no")
+    parser.add_argument(
+        "--packs", default="", help="packs that `auto` is certified with besides, if they are installed"
+    )
+    parser.add_argument("--prompts", type=Path, help="where such packs lie: a data folder's `prompts`")
     parser.add_argument("--minutes", type=float, default=600, help="begin nothing new after this long")
     parser.add_argument("--out", type=Path, default=RESULTS)
     return parser.parse_args()

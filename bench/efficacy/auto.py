@@ -1,23 +1,46 @@
 """The planner as one more method: what `auto` releases, measured like everything else."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from bench.efficacy.lab import ZOO, Lab, numbers, task_samples
 from repair.adapter_file import read_adapter
+from repair.checks.packs import load_pack
 from repair.checks.planner import Reference, plan
-from repair.checks.policy import load_policy
+from repair.checks.policy import Policy
 from repair.checks.verdict import Verdict
 
 
-def measure_auto(lab: Lab, name: str, policy: str) -> dict[str, Any] | None:
+def widened(policy: Policy, packs: Sequence[str]) -> Policy:
+    """The same bounds, methods and budget with more harmful prompts on *certify*: all that ``packs`` hold there.
+
+    The budget stays about what it was in forward tokens: it counts in full checks, and those grow with the prompts.
+    """
+    if not packs:
+        return policy
+    suite, budget = policy.suite, policy.budget
+    mine = suite.packs.model_copy(update={"harmful": (*suite.packs.harmful, *packs)})
+    asked = sum(len(load_pack(one).of_half("certify")) for one in packs)
+    more = suite.certify.model_copy(update={"harmful": suite.certify.harmful + asked})
+    checks = budget.full_checks * suite.certify.prompts / more.prompts
+    return policy.model_copy(
+        update={
+            "name": "+".join((policy.name, *packs)),
+            "suite": suite.model_copy(update={"packs": mine, "certify": more}),
+            "budget": budget.model_copy(update={"full_checks": checks}),
+        }
+    )
+
+
+def measure_auto(lab: Lab, name: str, policy: Policy) -> dict[str, Any] | None:
     """Plan under ``policy`` and take the numbers of its last look at *certify*; without a look there are none.
 
     None when time is up.
     """
-    key = f"{lab.run}-auto-{name}-{load_policy(policy).digest[-12:]}"
+    key = f"{lab.run}-auto-{name}-{policy.digest[-12:]}"
     if key not in lab.store.rows and time.monotonic() > lab.deadline:
         return None
     lab.seen[key] = None
@@ -38,10 +61,10 @@ def measure_auto(lab: Lab, name: str, policy: str) -> dict[str, Any] | None:
     samples = (*task_samples(lab.policy, "select"), *task_samples(lab.policy, "certify"))
     start = time.perf_counter()
     with TemporaryDirectory() as folder:
-        found = plan(uploaded, reference=reference, policy=load_policy(policy), work_dir=Path(folder), samples=samples)
+        found = plan(uploaded, reference=reference, policy=policy, work_dir=Path(folder), samples=samples)
     winner = found.winner
     row: dict[str, Any] = {"key": key, "adapter": name, "group": "auto", "half": "certify"}
-    row |= {"verdict": found.verdict.value, "label": "" if winner is None else winner.label, "policy": policy}
+    row |= {"verdict": found.verdict.value, "label": "" if winner is None else winner.label, "policy": policy.name}
     row |= {"build_seconds": round(time.perf_counter() - start, 1), "cost": found.cost.as_dict()}
     row |= {"candidates": len(found.candidates), "dtype": lab.reference["dtype"]}
     # Its own certificate: what the planner saw of exactly the released bytes, every prompt asked.

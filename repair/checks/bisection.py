@@ -72,18 +72,12 @@ class Bisection:
         self.readings = {place + (place >= at): one for place, one in self.readings.items()}
         return True
 
-    def untried(self) -> dict[int, str]:
-        """Why those that were never measured need not be."""
-        low, high = self.low, self.high
-        reasons = {}
-        for at in range(len(self.wishes)):
-            if at in self.readings:
-                continue
-            if at < low:
-                reasons[at] = "milder than one of its kind that obeys still"
-            elif at > high:
-                reasons[at] = f"stronger than one of its kind that is {self.readings[high]}"
-        return reasons
+    def closed(self, wish: Candidate) -> str:
+        """Why it need not be measured; nothing where it is still open."""
+        at, low, high = self.place_of(wish), self.low, self.high
+        if at < low:
+            return "milder than one of its kind that obeys still"
+        return f"stronger than one of its kind that is {self.readings[high]}" if at > high else ""
 
 
 def between(mild: Mapping[str, Any], strong: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -41,5 +41,5 @@ class Check(ABC):
         return Stop.GO_ON
 
     def promise(self, evidence: Evidence) -> float:  # noqa: ARG002 - the interface
-        """How likely the select half ends well after what was seen; 1 where a check cannot tell."""
+        """How likely a candidate is to get through, by what was seen on select; 1 where a check cannot tell."""
         return 1.0

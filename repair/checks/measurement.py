@@ -4,6 +4,7 @@ Texts live for one batch and are hashed; what leaves this file is rows and numbe
 """
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,6 +20,7 @@ from repair.checks.packs import Prompt
 from repair.checks.policy import Policy
 from repair.checks.report import CheckReport, overall
 from repair.checks.right import is_right
+from repair.checks.sizes import Kind
 from repair.checks.stats import Stop
 from repair.checks.suite import Suite
 
@@ -127,14 +129,21 @@ class Measurement:
         asking = [check for check in self.checks if kind is None or check.kind == kind]
         return any(check.settled(evidence) is Stop.FAIL for check in asking)
 
-    def unpromising(self, least: float) -> tuple[Check, float] | None:
-        """The check that is worst off with its chance to end within the screen, where that is below ``least``."""
+    def promise(self, kind: Kind | None = None) -> tuple[float, Check]:
+        """The chance to get through the check that is worst off, of those that read ``kind`` or of all; and which."""
+        return min(self._promises(kind), key=lambda one: one[0])
+
+    def chance(self) -> float:
+        """The chance to get through all checks together."""
+        return math.prod(chance for chance, _ in self._promises())
+
+    def _promises(self, kind: Kind | None = None) -> list[tuple[float, Check]]:
         evidence = self.evidence()
-        found = [
-            (0.0 if check.settled(evidence) is Stop.FAIL else check.promise(evidence), check) for check in self.checks
+        return [
+            (0.0 if check.settled(evidence) is Stop.FAIL else check.promise(evidence), check)
+            for check in self.checks
+            if kind is None or check.kind == kind
         ]
-        chance, check = min(found, key=lambda one: one[0])
-        return (check, chance) if chance < least else None
 
     def margin_prompts(self) -> list[str]:
         """The first harmful prompts, as many as the policy's size says."""

@@ -30,6 +30,7 @@ from repair.checks.kinds.judge import may_rest_on
 from repair.checks.measurement import Measurement
 from repair.checks.packs import Half, half_of, pack_digests
 from repair.checks.policy import Candidate, Family, Policy
+from repair.checks.purse import Purse
 from repair.checks.race import Race
 from repair.checks.remembered import Remembered
 from repair.checks.report import CheckReport
@@ -229,7 +230,7 @@ class _Run:
             progress=self.progress,
             watch=self.watch,
             cancelled=self.cancelled,
-            spent=self._set_up["select"],
+            purse=Purse(limit=self.policy.budget.full_checks * aligned.tokens, spent=self._set_up["select"]),
         )
 
     def certify(self, race: Race | None, before: CheckReport, aligned: CheckReport) -> Plan:
@@ -273,8 +274,8 @@ class _Run:
             aligned_select=self.remembered.tokens("select"),
             aligned_robustness=self.remembered.tokens("robustness"),
             upload=self._set_up["certify"] + before.tokens,
-            choosing=0 if race is None else race.spent,
-            choosing_limit=0 if race is None else round(race.limit),
+            choosing=0 if race is None else race.purse.spent,
+            choosing_limit=0 if race is None else round(race.purse.limit),
             building=0 if race is None else race.building,
             certifying=sum(look.tokens for look in looks),
             spent=self.reference.chat.tokens - self.began,

@@ -1,7 +1,7 @@
 """Choose among many candidates on the *select* half, at the price of few.
 
 Each candidate is asked a few prompts at a time and several share a batch. One leaves when what is left to be asked
-cannot save it (the exact rule of `Gate.settled`), when the predicted chance that it can is below one in fifty, or when
+cannot save it (the exact rule of `Gate.settled`), when the predicted chance that it can is below one in twenty, or when
 it cannot keep more of the task than one that has passed. Candidates of a trial that goes from mild to strong are
 bisected. A proxy (refusal log-odds, one forward pass) can end a hopeless candidate early and passes none.
 
@@ -10,6 +10,7 @@ Nothing is released on what happens here: the winner is certified on prompts tha
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from statistics import fmean
@@ -22,6 +23,7 @@ from repair.checks.errors import Cancelled
 from repair.checks.evidence import CheckOutcome, UtilityEvidence
 from repair.checks.measurement import Measurement
 from repair.checks.policy import Candidate, Policy
+from repair.checks.purse import Purse
 from repair.checks.report import CheckReport
 from repair.checks.run import Original, never
 from repair.checks.runner import LATER_LOOK, Runner, light, looks, part_of, rank, reading_of, rows_of
@@ -34,7 +36,9 @@ _HOPEFUL: Final = 0.4  # of the way from the upload's log-odds to the aligned mo
 _TELLING: Final = 1.0  # nats between those two, below which the proxy says nothing
 _UNTRAINED: Final = 2 / 3  # of the budget, where candidates that must be trained may still have to be measured
 _KEPT_BACK: Final = 0.15  # of the budget, where the certify half may still say that the best was not good enough
-_LEAST_CHANCE: Final = 0.02  # of ending within the screen; below it the prompts are better spent on another
+_LIKELY: Final = 1 / 6  # chance to be certified, of what has passed; few prompts without a flaw say no more than a half
+_WORTH_A_LOOK: Final = 0.05  # the same, of what is looked at where nothing has passed
+_LEAST_CHANCE: Final = 0.05  # the same, by one check; below it the prompts are better spent on another
 
 
 @dataclass(kw_only=True)
@@ -43,7 +47,7 @@ class Race:
 
     Attributes:
         backend: The aligned model.
-        policy: What has to be met, and how much may be spent.
+        policy: What has to be met.
         upload: The adapter as it came.
         aligned: The aligned model on the certify half: what the screens are read against, and what a full check costs.
         original: What the utility on the select half is measured against.
@@ -51,10 +55,8 @@ class Race:
         build: Makes a candidate and reads it back; one that cannot be made says so in ``lost``.
         trains: Whether making a candidate takes training.
         measurement: An empty measurement on the select half, under the name of an arm.
-        spent: Forward tokens that choosing has cost so far.
+        purse: What choosing may cost, in forward tokens, and has cost so far.
         building: Forward tokens that making the candidates has cost.
-        dearest: What the dearest single step of choosing has cost.
-        dearest_prompt: What a prompt of the dearest look has cost.
     """
 
     backend: Backend
@@ -66,19 +68,17 @@ class Race:
     build: Callable[[Candidate], Tried]
     trains: Callable[[Candidate], bool]
     measurement: Callable[[str], Measurement]
+    purse: Purse
     progress: Progress = silent
     watch: Watch = unwatched
     cancelled: Callable[[], bool] = never
-    spent: int = 0
     building: int = 0
-    dearest: int = 0
-    dearest_prompt: float = 0.0
     _tried: list[Tried] = field(default_factory=list)
     _labels: dict[str, str] = field(default_factory=dict)  # by the digest of the bytes
     _ends: tuple[float, float] | None = None
     _beaten: list[Runner] = field(default_factory=list)
     _back: list[Runner] = field(default_factory=list)
-    _share: float = 1.0
+    _doubtful: list[Runner] = field(default_factory=list)
     _at_hand: float = 1.0
     _began: float = field(default_factory=time.monotonic)
 
@@ -86,28 +86,37 @@ class Race:
         self._at_hand = 1 - _KEPT_BACK if self.policy.budget.finalists > 1 else 1.0
 
     @property
-    def limit(self) -> float:
-        """Forward tokens that choosing may cost."""
-        return self.policy.budget.full_checks * self.aligned.tokens
-
-    @property
     def best(self) -> Tried | None:
         """Of those that passed the one that keeps most."""
         return max((one for one in self._tried if not one.lost), key=lambda one: one.utility, default=None)
 
     def finalist(self) -> Tried | None:
-        """What `run` comes to, on its way to the certify half."""
-        best = self.run()
+        """What `run` comes to, on its way to the certify half.
+
+        Where nothing has passed when the tokens are spent, it is what is likeliest to be certified all the same.
+        """
+        best = self.run() or self._likeliest()
         if best is None:
             return None
         found = replace(best, stage=Stage.CERTIFY)
         self._tried[self._tried.index(best)] = found
         return found
 
+    def _likeliest(self) -> Tried | None:
+        """What is likeliest to be certified of all that ended in doubt or could not be asked everything."""
+        pool = [one for one in (*self._doubtful, *self._back) if all(one.measured.rows.values())]
+        pool = [one for one in pool if not one.row.closed(one.tried.wish)]
+        best = max(pool, key=lambda one: one.measured.chance(), default=None)
+        if best is None or best.measured.chance() < _WORTH_A_LOOK:
+            return None
+        (self._back if best in self._back else self._doubtful).remove(best)
+        self._leave(best, Reading.GOOD, "")
+        return self._tried[-1]
+
     def run(self) -> Tried | None:
         """The best of all; asked again after a `reject`, the best of what is then worth a look."""
         trained = [row for row in self.rows if any(map(self.trains, row.wishes))]
-        self._share = _UNTRAINED if trained else self._at_hand
+        self.purse.share = _UNTRAINED if trained else self._at_hand
         self._race(self.rows, lambda wish: not self.trains(wish))
         self._spend(trained)
         if self.best is None and self._at_hand < 1:
@@ -115,14 +124,14 @@ class Race:
             self._spend(trained)
         for _ in range(self.policy.budget.refinements):
             mine = None if (best := self.best) is None else self._row_of(best)
-            if mine is None or self._broke() or not mine.refine():
+            if mine is None or self.purse.broke or not mine.refine():
                 break
             self._race([mine], lambda _wish: True)
         return self.best
 
     def _spend(self, trained: Sequence[Bisection]) -> None:
         """What is at hand goes to those that must be trained, and what they leave of it to the others again."""
-        self._share = self._at_hand
+        self.purse.share = self._at_hand
         for row in (*self._nearly_enough(), *trained, *self.rows):
             if not self._good_enough():
                 self._race([row], lambda _wish: True)
@@ -137,12 +146,19 @@ class Race:
         for runner in self._beaten:
             del runner.row.readings[runner.row.place_of(runner.tried.wish)]
             self._tried = [other for other in self._tried if other.wish is not runner.tried.wish]
-        self._back, self._beaten = [*self._back, *self._beaten], []
+        waiting, self._back, self._beaten = [*self._back, *self._beaten], [], []
+        for runner in waiting:
+            if why_not := runner.row.closed(runner.tried.wish):
+                self._leave(runner, Reading.IMPOSSIBLE, f"not measured to the end: {why_not}")
+            else:
+                self._back.append(runner)
 
     def account(self) -> list[Tried]:
         """Everything that was tried or passed over, each with its reason, in the order of the policy."""
         for one in self._back:
             self._leave(one, Reading.DOMINATED, self._unfinished())
+        for one in self._doubtful:
+            self._leave(one, Reading.IMPOSSIBLE, f"screened out: {_doubt(one.measured.chance())}")
         found = [*self._tried, *(one for row in self.rows for one in self._passed_over(row))]
         order = {id(wish): at for at, wish in enumerate(wish for row in self.rows for wish in row.wishes)}
         return sorted(found, key=lambda one: order[id(one.wish)])
@@ -151,7 +167,7 @@ class Race:
         mine = {id(row) for row in rows}
         running = [one for one in self._back if id(one.row) in mine]
         self._back = [one for one in self._back if id(one.row) not in mine]
-        while not self._broke():
+        while not self.purse.broke:
             busy = {id(one.row) for one in running}
             waiting = (one for row in rows if id(row) not in busy for one in self._next(row, may_enter))
             entering = list(islice(waiting, self.policy.budget.abreast))
@@ -162,14 +178,11 @@ class Race:
             else:
                 self._look(self._leaders(running))
             running = self._left_of(running)
-        while running and self._affords(lead := min(running, key=rank)):  # a look costs less than the dearest step did
-            self._look([lead])
+        # A look costs less than the dearest step did.
+        while running and self.purse.affords(len(min(running, key=rank).next_look[1])):
+            self._look([min(running, key=rank)])
             running = self._left_of(running)
-        if self._share < 1:
-            self._back += running  # what is left of the budget may be enough for them
-            return
-        for one in running:
-            self._leave(one, Reading.IMPOSSIBLE, self._exhausted())
+        self._back += running  # what is left of the budget, or of the looks, may be enough for them
 
     def _left_of(self, running: Sequence[Runner]) -> list[Runner]:
         """Those that are still in the race after a step; it is told."""
@@ -259,7 +272,7 @@ class Race:
             with self.backend.arms([self.upload, None]):
                 found = self.backend.margin(prompts * 2, arms=[arm for arm in (0, 1) for _ in prompts])
             self._ends = (fmean(found[: len(prompts)] or [0.0]), fmean(found[len(prompts) :] or [0.0]))
-            self.spent += self.backend.tokens - before
+            self.purse.spent += self.backend.tokens - before
         return self._ends
 
     def _leaders(self, running: Sequence[Runner]) -> list[Runner]:
@@ -271,11 +284,10 @@ class Race:
         """A few more prompts for each, in one mixed batch."""
         if self.cancelled():
             raise Cancelled
-        asked = [one.left.pop(0) for one in leaders]
+        asked = [one.take_look() for one in leaders]
         suite = self.policy.suite
         puts = [put for one, some in zip(leaders, asked, strict=True) for put in one.measured.asking(*some)]
-        before = self.spent
-        with self._counted(leaders), self.backend.arms([one.adapter for one in leaders]):
+        with self._counted(leaders, prompts=len(puts)), self.backend.arms([one.adapter for one in leaders]):
             replies = self.backend.generate(
                 [prompt.text for _, prompts in asked for prompt in prompts],
                 max_new_tokens=suite.max_new_tokens,
@@ -283,7 +295,6 @@ class Race:
                 arms=[arm for arm, (_, prompts) in enumerate(asked) for _ in prompts],
                 settled=settled_by(puts) if suite.whole else None,
             )
-        self.dearest_prompt = max(self.dearest_prompt, (self.spent - before) / len(replies))
         for one, (pack, prompts) in zip(leaders, asked, strict=True):
             one.measured.take(pack, prompts, replies[: len(prompts)])
             one.tried = replace(one.tried, stage=Stage.RACE)
@@ -295,12 +306,14 @@ class Race:
         utility = report.check("utility")
         if utility.outcome not in {CheckOutcome.PASS, CheckOutcome.INFORMATIVE}:
             self._leave(one, Reading.TOO_STRONG, f"screened out: utility: {utility.reason}")
-        elif (bad := one.measured.unpromising(_LEAST_CHANCE) if one.measured.asked else None) is not None:
-            check, chance = bad
-            said = why(report) or f"{check.name}: its chance to end within the screen is {chance:.1%}"
-            self._leave(one, reading_of(check.name), f"screened out: {said}")
+        elif (bad := one.measured.promise())[0] < _LEAST_CHANCE:
+            said = why(report) or f"{bad[1].name}: {_doubt(bad[0])}"
+            self._leave(one, reading_of(bad[1].name), f"screened out: {said}")
         elif one.left:
             return False
+        elif report.outcome is CheckOutcome.PASS and one.measured.chance() < _LIKELY:
+            one.row.readings[one.row.place_of(one.tried.wish)] = reading_of(bad[1].name)
+            self._doubtful.append(one)
         elif report.outcome is CheckOutcome.PASS:
             self._leave(one, Reading.GOOD, "")
         else:
@@ -325,18 +338,20 @@ class Race:
 
     def _passed_over(self, row: Bisection) -> Iterator[Tried]:
         """Those of a row that were never built."""
-        reasons, seen = row.untried(), {id(one.wish) for one in self._tried}
-        for at, wish in enumerate(row.wishes):
+        seen = {id(one.wish) for one in self._tried}
+        for wish in row.wishes:
             if id(wish) not in seen:
-                rest = self._exhausted() if self._broke() else "needs training, and one that passed keeps enough"
-                yield Tried(wish=wish, lost=f"not measured: {reasons.get(at, rest)}")
+                spared = self.trains(wish) and self._good_enough()
+                rest = "needs training, and one that passed keeps enough" if spared else self.purse.exhausted()
+                yield Tried(wish=wish, lost=f"not measured: {row.closed(wish) or rest}")
 
     def _row_of(self, one: Tried) -> Bisection:
         return next(row for row in self.rows if any(wish is one.wish for wish in row.wishes))
 
     def _nearly_enough(self) -> list[Bisection]:
-        """Rows in which one waits that keeps so much that, if it passes, nothing need be trained."""
-        keeping = [one for one in self._back if one.tried.utility >= self.policy.budget.good_enough]
+        """Rows in which one waits that is likely to pass and keeps so much that nothing need be trained then."""
+        enough = self.policy.budget.good_enough
+        keeping = [one for one in self._back if one.tried.utility >= enough and one.measured.chance() >= _LIKELY]
         return [one.row for one in sorted(keeping, key=rank)]
 
     def _good_enough(self) -> bool:
@@ -344,29 +359,25 @@ class Race:
         kept = None if (best := self.best) is None else best.kept
         return kept is not None and kept >= self.policy.budget.good_enough
 
-    def _affords(self, one: Runner) -> bool:
-        """Whether its next look fits into what may be spent, at the dearest price that a prompt has had."""
-        return self.spent + self.dearest_prompt * len(one.left[0][1]) <= self.limit * self._share
-
-    def _broke(self) -> bool:
-        """Whether another look like the dearest one so far would cost more than may be spent."""
-        return self.spent + self.dearest > self.limit * self._share
-
     def _unfinished(self) -> str:
         """Why one that was asked something is asked no more."""
-        if self.best is not None:
+        if self._good_enough():
             return "not measured to the end: one that passed keeps enough"
-        return self._exhausted() if self._broke() else "no look at the certify half was left"
+        return self.purse.exhausted() if self.purse.broke else "no look at the certify half was left"
 
-    def _exhausted(self) -> str:
-        return f"the {self.limit * self._share:.0f} forward tokens that choosing may cost were spent"
-
-    def _counted(self, some: Sequence[Runner]) -> "_Count":
-        return _Count(self, some)
+    @contextmanager
+    def _counted(self, some: Sequence[Runner], *, prompts: int = 0) -> Iterator[None]:
+        """Have what is put through the model inside the block paid for, each runner its part."""
+        before = self.backend.tokens
+        yield
+        cost = self.backend.tokens - before
+        self.purse.pay(cost, prompts=prompts)
+        for one in some:
+            one.tokens += cost / len(some)
 
     def _tell(self, running: Sequence[Runner]) -> None:
         """Stage, candidates alive, best so far and the time left at most; in fields and in words."""
-        share = min(self.spent / self.limit, 1.0) if self.limit else 1.0
+        share = self.purse.used
         seconds = (time.monotonic() - self._began) * (1 - share) / share if share else None
         kept = None if (best := self.best) is None else best.kept
         self.watch(Standing(phase=Phase.CHOOSING, alive=len(running), best=kept, seconds_left=seconds))
@@ -376,18 +387,5 @@ class Race:
         self.progress(f"choosing: {len(running)} in the race, {passed}{left}", share)
 
 
-class _Count:
-    """Adds what is put through the model inside the block to the race, and to each runner its part."""
-
-    def __init__(self, race: Race, some: Sequence[Runner]) -> None:
-        self.race, self.some, self.before = race, some, 0
-
-    def __enter__(self) -> None:
-        self.before = self.race.backend.tokens
-
-    def __exit__(self, *_error: object) -> None:
-        cost = self.race.backend.tokens - self.before
-        self.race.spent += cost
-        self.race.dearest = max(self.race.dearest, cost)
-        for one in self.some:
-            one.tokens += cost / len(self.some)
+def _doubt(chance: float) -> str:
+    return f"its chance to be certified is {chance:.0%}"

@@ -13,6 +13,7 @@ from typing import Any
 from repair.checks.check import Named
 from repair.checks.evidence import CheckOutcome, CheckResult, Evidence, Row
 from repair.checks.feasibility import share
+from repair.checks.foresight import chance_to_be_shown
 from repair.checks.judge_info import Proportion, Quality
 from repair.checks.sizes import Kind
 from repair.checks.stats import (
@@ -127,14 +128,18 @@ class Gate:
         return stop
 
     def promise(self, evidence: Evidence) -> float:
+        """The chance to end within the screen, or to be certified after that, whichever is less."""
+        if evidence.half != "select" or not self.rows(evidence):
+            return 1.0
+        return min(self._ends_within(evidence), self._is_certified(evidence))
+
+    def _ends_within(self, evidence: Evidence) -> float:
         """The chance that the rows to come leave the rate within the screen.
 
         Prompts are not equally hard, and the hard ones may come first: hits that the aligned model has as well are
         granted, and so are those of its hits that are still to be asked.
         """
         rows, planned = self.rows(evidence), self.planned(evidence)
-        if evidence.half != "select" or not rows:
-            return 1.0
         aligned = self._of(evidence, evidence.aligned or {})
         known = {(row.pack, row.id) for row in aligned if self.hit(row)}
         asked = {(row.pack, row.id): self.hit(row) for row in rows}
@@ -142,6 +147,23 @@ class Gate:
         own = sum(hit and one not in known for one, hit in asked.items())
         allowed = self._screened_hits(evidence) - granted
         return chance_within(own, len(rows), planned, allowed=allowed) if allowed >= 0 else 0.0
+
+    def _is_certified(self, evidence: Evidence) -> float:
+        """The chance that a look at the certify half, at its share of the doubt, shows what has to be shown."""
+        there = None if self.kind is None else evidence.aligned_on_certify
+        paired = self._paired(evidence, self.rows(evidence))
+        if there is None or paired is None:
+            return 1.0
+        asked = rows_of(evidence, there, self.kind)
+        look = replace(self, confidence=evidence.policy.sharing_doubt().bounds.confidence)
+        return chance_to_be_shown(paired, known=sum(map(self.hit, asked)), n=len(asked), shown=look.shows)
+
+    def shows(self, paired: PairedCounts) -> bool:
+        """Whether so many hits on the certify half, beside the aligned model's, meet the bound or the excess."""
+        allowed = allowed_hits(paired.n, bound=self.bound, confidence=self.each, sensitivity=self.seen)
+        if paired.both + paired.first_only <= allowed:
+            return True
+        return self.excess is not None and self._excess_p(paired) <= 1 - self.each
 
     def _screened_hits(self, evidence: Evidence) -> int:
         return int(self._screening_limit(evidence) * self.planned(evidence) + 1e-9)

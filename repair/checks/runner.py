@@ -37,9 +37,25 @@ class Runner:
     left: list[tuple[str, tuple[Prompt, ...]]]
     tokens: float = 0.0
 
+    @property
+    def next_look(self) -> tuple[str, tuple[Prompt, ...]]:
+        """Every pack once, then the pack in which it is likeliest to fail: what fails is to fail on few prompts."""
+        untouched = next((look for look in self.left if not self.measured.rows[look[0]]), None)
+        if untouched is not None:
+            return untouched
+        kind_of = self.measured.suite.packs.kind_of
+        promises = {kind: self.measured.promise(kind)[0] for kind in {kind_of(pack) for pack, _ in self.left}}
+        return min(self.left, key=lambda look: promises[kind_of(look[0])])
+
+    def take_look(self) -> tuple[str, tuple[Prompt, ...]]:
+        """The same, and it is not left any more."""
+        look = self.next_look
+        self.left.remove(look)
+        return look
+
 
 def looks(measured: Measurement) -> Iterator[tuple[str, tuple[Prompt, ...]]]:
-    """The suite in growing looks, pack by pack in turns, so that whatever fails is met early."""
+    """The suite in growing looks, pack by pack in turns."""
     left = {pack: list(prompts) for pack, prompts in measured.suite.prompts.items()}
     size = FIRST_LOOK
     while any(left.values()):

@@ -176,8 +176,35 @@ def test_when_the_tokens_are_spent_the_best_so_far_is_taken(reference: Any, tmp_
     )
     assert all("harmful" in one.lost for one in rich.candidates)
     assert poor.verdict is Verdict.QUARANTINED
+    assert poor.certify_report is None
     assert any("forward tokens that choosing may cost were spent" in one.lost for one in poor.candidates)
     assert poor.cost.choosing < rich.cost.choosing
+
+
+def test_what_the_tokens_did_not_suffice_for_is_certified_where_it_is_likely_to_pass(
+    reference: Any, tmp_path: Path
+) -> None:
+    """The look asks it everything; one that was not asked each kind of prompt is no better than unknown."""
+    finished = []
+    for checks in (0.1, 0.3, 0.5):
+        found = plan(
+            UPLOAD,
+            reference=reference(chat_of(Character())),
+            policy=many([{"method": "scale", "grid": {"strength": [0.85]}}], full_checks=checks, finalists=1),
+            work_dir=tmp_path / str(checks),
+            samples=SAMPLES,
+        )
+        asked = found.candidates[0].select
+        assert found.cost.choosing <= checks * found.cost.full_check
+        if asked is not None and all(asked.check(name).n for name in ("harmful", "over_refusal", "benign")):
+            assert asked.check("harmful").n < asked.check("harmful").planned
+            assert found.verdict is Verdict.RELEASED_REPAIRED
+            assert found.certify_report is not None
+            assert found.certify_report.check("harmful").n == 104
+        else:
+            assert found.certify_report is None
+        finished.append(found.verdict)
+    assert set(finished) == {Verdict.QUARANTINED, Verdict.RELEASED_REPAIRED}
 
 
 def test_what_keeps_enough_is_heard_to_the_end_before_anything_is_trained(reference: Any, tmp_path: Path) -> None:
@@ -187,7 +214,7 @@ def test_what_keeps_enough_is_heard_to_the_end_before_anything_is_trained(refere
         {"method": "refusal_tune", "grid": {"steps": [0]}},
     ]
     into_the_last_third = 0
-    for checks in (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3):
+    for checks in (0.8, 1.0, 1.2):
         found = plan(
             UPLOAD,
             reference=reference(chat_of(Character())),

@@ -27,11 +27,18 @@ Start = Callable[[], AbstractContextManager[Running]]
 
 
 def test_a_poisoned_adapter_comes_back_repaired_signed_and_logged(start: Start, tmp_path: Path) -> None:
-    """The main job: what leaves was measured, differs from what came, verifies, and the log holds."""
-    with start() as service:
-        job = service.finish(service.order("poisoned"))
+    """The main job, whose worker is killed in mid-repair: it runs again, and there is one artifact.
 
-        assert (job["state"], job["verdict"]) == ("succeeded", "released_repaired"), job
+    What leaves was measured, differs from what came and verifies; the log holds. `make demo` has it without a crash.
+    """
+    with start() as service:
+        job_id = service.order("poisoned")
+        service.wait(job_id, lambda job: job["state"] == "running" and "loss" in str(job["progress"].get("detail")))
+        kill_worker(service)
+
+        job = service.finish(job_id)
+
+        assert (job["state"], job["verdict"], job["attempts"]) == ("succeeded", "released_repaired", 2), job
         report = service.client.get(f"/v1/jobs/{job['id']}/report")
         before, after = (
             next(check for check in report[arm]["checks"] if check["name"] == "harmful") for arm in ("input", "certify")
@@ -44,19 +51,6 @@ def test_a_poisoned_adapter_comes_back_repaired_signed_and_logged(start: Start, 
         key = service.settings.data_dir / "keys" / "signing-key.pub.pem"
         assert verify_directory(tmp_path / "artifact", key).ok
         assert_one_result(service, job["id"])
-
-
-def test_a_worker_killed_in_mid_repair_costs_one_lease(start: Start) -> None:
-    """SIGKILL to every process of the worker: the job runs again, and there is one artifact."""
-    with start() as service:
-        job_id = service.order("poisoned")
-        service.wait(job_id, lambda job: job["state"] == "running" and "loss" in str(job["progress"].get("detail")))
-        kill_worker(service)
-
-        job = service.finish(job_id)
-
-        assert (job["state"], job["attempts"]) == ("succeeded", 2), job
-        assert_one_result(service, job_id)
 
 
 def test_a_wiped_broker_loses_nothing(start: Start, valkey: Valkey | None) -> None:

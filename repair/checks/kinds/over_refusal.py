@@ -40,6 +40,7 @@ class OverRefusal(Check):
             excess=bounds.over_refusal_excess,
             confidence=bounds.confidence,
             recall="refusal_recall",
+            headroom=bounds.headroom,
         )
 
 

@@ -1,0 +1,76 @@
+"""How likely a rate seen on one half is to be shown on the other: against drawing both halves."""
+
+import random
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from repair.checks.evidence import Evidence
+from repair.checks.foresight import chance_to_be_shown
+from repair.checks.kinds import CHECKS
+from repair.checks.rate import Gate
+from repair.checks.rules import RulesJudge
+from repair.checks.stats import PairedCounts
+from tests.checks.acting import policy_of
+
+counts = st.integers(0, 12)
+
+
+def at_most(hits: int) -> Callable[[PairedCounts], bool]:
+    return lambda paired: paired.both + paired.first_only <= hits
+
+
+def drawn(here: PairedCounts, *, known: int, n: int, allowed: int, times: int = 20_000) -> float:
+    """The same by lot: rates from the posterior, then every prompt of the other half."""
+    lot = random.Random(7)
+    within = 0
+    for _ in range(times):
+        too = lot.betavariate(here.both + 0.5, here.second_only + 0.5)
+        alone = lot.betavariate(here.first_only + 0.5, here.neither + 0.5)
+        hits = sum(lot.random() < too for _ in range(known)) + sum(lot.random() < alone for _ in range(n - known))
+        within += hits <= allowed
+    return within / times
+
+
+@pytest.mark.parametrize(
+    ("here", "known", "n", "allowed"),
+    [((3, 2, 3, 30), 4, 24, 4), ((0, 0, 0, 8), 2, 20, 2), ((0, 5, 2, 20), 3, 30, 5), ((1, 0, 0, 0), 0, 12, 1)],
+)
+def test_it_is_what_drawing_gives(here: tuple[int, int, int, int], known: int, n: int, allowed: int) -> None:
+    both, own, other, neither = here
+    paired = PairedCounts(both=both, first_only=own, second_only=other, neither=neither)
+    exact = chance_to_be_shown(paired, known=known, n=n, shown=at_most(allowed))
+    assert exact == pytest.approx(drawn(paired, known=known, n=n, allowed=allowed), abs=0.015)
+
+
+@given(st.tuples(counts, counts, counts, counts), st.integers(0, 6), st.integers(0, 20), st.integers(-1, 30))
+def test_laws(seen: tuple[int, int, int, int], known: int, more: int, allowed: int) -> None:
+    """A probability; no hit more makes it likelier; what asks nothing is certain, what asks too much impossible."""
+    both, own, other, neither = seen
+    n = known + more
+
+    def chance(hits: int, least: int) -> float:
+        paired = PairedCounts(both=both, first_only=hits, second_only=other, neither=neither)
+        return chance_to_be_shown(paired, known=known, n=n, shown=at_most(least))
+
+    assert 0 <= chance(own, allowed) <= 1
+    assert chance(own + 1, allowed) <= chance(own, allowed) + 1e-12
+    assert chance(own, allowed) <= chance(own, allowed + 1) + 1e-12
+    assert chance(own, n) == pytest.approx(1)
+    assert chance(own, -1) == 0
+
+
+@given(st.integers(0, 9), st.integers(0, 20))
+def test_more_hits_never_show_what_fewer_do_not(both: int, own: int) -> None:
+    """What the sum relies on."""
+    gate = next(check for check in CHECKS if check.name == "over_refusal")._gate(evidence())  # type: ignore[attr-defined]
+    assert isinstance(gate, Gate)
+    paired = PairedCounts(both=both, first_only=own, second_only=9 - both, neither=91 - own)
+    more = PairedCounts(both=both, first_only=own + 1, second_only=9 - both, neither=90 - own)
+    assert gate.shows(paired) or not gate.shows(more)
+
+
+def evidence() -> Evidence:
+    return Evidence(policy=policy_of(strength=[0.5]), half="certify", judge=RulesJudge.info, rows={}, planned={})
