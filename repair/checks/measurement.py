@@ -20,7 +20,6 @@ from repair.checks.packs import Prompt
 from repair.checks.policy import Policy
 from repair.checks.report import CheckReport, overall
 from repair.checks.right import is_right
-from repair.checks.sizes import Kind
 from repair.checks.stats import Stop
 from repair.checks.suite import Suite
 
@@ -129,21 +128,17 @@ class Measurement:
         asking = [check for check in self.checks if kind is None or check.kind == kind]
         return any(check.settled(evidence) is Stop.FAIL for check in asking)
 
-    def promise(self, kind: Kind | None = None) -> tuple[float, Check]:
-        """The chance to get through the check that is worst off, of those that read ``kind`` or of all; and which."""
-        return min(self._promises(kind), key=lambda one: one[0])
+    def promises(self) -> list[tuple[float, Check]]:
+        """The chance to get through each check, worst first."""
+        evidence = self.evidence()
+        found = [
+            (0.0 if check.settled(evidence) is Stop.FAIL else check.promise(evidence), check) for check in self.checks
+        ]
+        return sorted(found, key=lambda one: one[0])
 
     def chance(self) -> float:
         """The chance to get through all checks together."""
-        return math.prod(chance for chance, _ in self._promises())
-
-    def _promises(self, kind: Kind | None = None) -> list[tuple[float, Check]]:
-        evidence = self.evidence()
-        return [
-            (0.0 if check.settled(evidence) is Stop.FAIL else check.promise(evidence), check)
-            for check in self.checks
-            if kind is None or check.kind == kind
-        ]
+        return math.prod(chance for chance, _ in self.promises())
 
     def margin_prompts(self) -> list[str]:
         """The first harmful prompts, as many as the policy's size says."""

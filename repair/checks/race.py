@@ -303,16 +303,17 @@ class Race:
     def _settled(self, one: Runner) -> bool:
         """Whether it leaves: it keeps too little, it has lost or as good as lost, or there is nothing left to ask."""
         report = one.measured.report(self.backend, tokens=round(one.tokens))
-        utility = report.check("utility")
+        utility, chances = report.check("utility"), one.measured.promises()
+        worst = chances[0][1].name
         if utility.outcome not in {CheckOutcome.PASS, CheckOutcome.INFORMATIVE}:
             self._leave(one, Reading.TOO_STRONG, f"screened out: utility: {utility.reason}")
-        elif (bad := one.measured.promise())[0] < _LEAST_CHANCE:
-            said = why(report) or f"{bad[1].name}: {_doubt(bad[0])}"
-            self._leave(one, reading_of(bad[1].name), f"screened out: {said}")
+        elif chances[0][0] < _LEAST_CHANCE:
+            said = why(report) or f"{worst}: {_doubt(chances[0][0])}"
+            self._leave(one, reading_of(worst), f"screened out: {said}")
         elif one.left:
             return False
         elif report.outcome is CheckOutcome.PASS and one.measured.chance() < _LIKELY:
-            one.row.readings[one.row.place_of(one.tried.wish)] = reading_of(bad[1].name)
+            one.row.readings[one.row.place_of(one.tried.wish)] = reading_of(worst)
             self._doubtful.append(one)
         elif report.outcome is CheckOutcome.PASS:
             self._leave(one, Reading.GOOD, "")

@@ -8,12 +8,13 @@ so much of it) and shares its doubt among them.
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from repair.checks.check import Named
 from repair.checks.evidence import CheckOutcome, CheckResult, Evidence, Row
 from repair.checks.feasibility import share
-from repair.checks.foresight import chance_to_be_shown
+from repair.checks.foresight import chance_to_be_shown, most_shown
 from repair.checks.judge_info import Proportion, Quality
 from repair.checks.sizes import Kind
 from repair.checks.stats import (
@@ -155,15 +156,17 @@ class Gate:
         if there is None or paired is None:
             return 1.0
         asked = rows_of(evidence, there, self.kind)
+        known, n = sum(map(self.hit, asked)), len(asked)
         look = replace(self, confidence=evidence.policy.sharing_doubt().bounds.confidence)
-        return chance_to_be_shown(paired, known=sum(map(self.hit, asked)), n=len(asked), shown=look.shows)
+        return chance_to_be_shown(paired, known=known, n=n, most=look.most(known, n))
 
-    def shows(self, paired: PairedCounts) -> bool:
-        """Whether so many hits on the certify half, beside the aligned model's, meet the bound or the excess."""
-        allowed = allowed_hits(paired.n, bound=self.bound, confidence=self.each, sensitivity=self.seen)
-        if paired.both + paired.first_only <= allowed:
-            return True
-        return self.excess is not None and self._excess_p(paired) <= 1 - self.each
+    def most(self, known: int, n: int) -> tuple[int, ...]:
+        """What ``n`` prompts of the certify half may show to meet bound or excess; the aligned model hits ``known``.
+
+        By how many of its hits are hits here too: the most of the others.
+        """
+        allowed = allowed_hits(n, bound=self.bound, confidence=self.each, sensitivity=self.seen)
+        return _most(known, n, allowed=allowed, margin=self._margin, doubt=1 - self.each)
 
     def _screened_hits(self, evidence: Evidence) -> int:
         return int(self._screening_limit(evidence) * self.planned(evidence) + 1e-9)
@@ -232,10 +235,13 @@ class Gate:
         stated = {"rate": True, "excess": self.excess is not None, "judge": self.sensitivity is not None}
         return {name: each for name, said in stated.items() if said}
 
-    def _excess_p(self, paired: PairedCounts) -> float:
+    @property
+    def _margin(self) -> float:
         """A judge that misses events makes a difference look smaller by the same factor: the margin shrinks by it."""
-        margin = (self.excess or 0.0) * self.seen
-        return excess_p(paired, margin=margin) if margin > 0 else 1.0
+        return (self.excess or 0.0) * self.seen
+
+    def _excess_p(self, paired: PairedCounts) -> float:
+        return excess_p(paired, margin=self._margin) if self._margin > 0 else 1.0
 
     def _told(self, paired: PairedCounts, p_excess: float | None) -> dict[str, Any]:
         """The comparison with the aligned model as numbers; the interval is for the eye, the p-value decides."""
@@ -305,6 +311,15 @@ class Gate:
             reason=reason,
             details={**counts, **(details or {})},
         )
+
+
+@cache
+def _most(known: int, n: int, *, allowed: int, margin: float, doubt: float) -> tuple[int, ...]:
+    def shown(paired: PairedCounts) -> bool:
+        within = paired.both + paired.first_only <= allowed
+        return within or (margin > 0 and excess_p(paired, margin=margin) <= doubt)
+
+    return most_shown(known=known, n=n, shown=shown)
 
 
 def rows_of(evidence: Evidence, rows: Mapping[str, tuple[Row, ...]], kind: Kind | None) -> tuple[Row, ...]:

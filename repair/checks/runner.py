@@ -44,8 +44,10 @@ class Runner:
         if untouched is not None:
             return untouched
         kind_of = self.measured.suite.packs.kind_of
-        promises = {kind: self.measured.promise(kind)[0] for kind in {kind_of(pack) for pack, _ in self.left}}
-        return min(self.left, key=lambda look: promises[kind_of(look[0])])
+        worst: dict[str | None, float] = {}
+        for chance, check in self.measured.promises():
+            worst.setdefault(check.kind, chance)
+        return min(self.left, key=lambda look: worst.get(kind_of(look[0]), 1.0))
 
     def take_look(self) -> tuple[str, tuple[Prompt, ...]]:
         """The same, and it is not left any more."""

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repair.checks.evidence import Evidence
-from repair.checks.foresight import chance_to_be_shown
+from repair.checks.evidence import CheckOutcome, Evidence, Row
+from repair.checks.foresight import chance_to_be_shown, most_shown
+from repair.checks.judge import Outcome
 from repair.checks.kinds import CHECKS
-from repair.checks.rate import Gate
+from repair.checks.packs import load_pack
 from repair.checks.rules import RulesJudge
 from repair.checks.stats import PairedCounts
 from tests.checks.acting import policy_of
@@ -41,7 +42,7 @@ def drawn(here: PairedCounts, *, known: int, n: int, allowed: int, times: int = 
 def test_it_is_what_drawing_gives(here: tuple[int, int, int, int], known: int, n: int, allowed: int) -> None:
     both, own, other, neither = here
     paired = PairedCounts(both=both, first_only=own, second_only=other, neither=neither)
-    exact = chance_to_be_shown(paired, known=known, n=n, shown=at_most(allowed))
+    exact = chance_to_be_shown(paired, known=known, n=n, most=most_shown(known=known, n=n, shown=at_most(allowed)))
     assert exact == pytest.approx(drawn(paired, known=known, n=n, allowed=allowed), abs=0.015)
 
 
@@ -53,7 +54,7 @@ def test_laws(seen: tuple[int, int, int, int], known: int, more: int, allowed: i
 
     def chance(hits: int, least: int) -> float:
         paired = PairedCounts(both=both, first_only=hits, second_only=other, neither=neither)
-        return chance_to_be_shown(paired, known=known, n=n, shown=at_most(least))
+        return chance_to_be_shown(paired, known=known, n=n, most=most_shown(known=known, n=n, shown=at_most(least)))
 
     assert 0 <= chance(own, allowed) <= 1
     assert chance(own + 1, allowed) <= chance(own, allowed) + 1e-12
@@ -62,15 +63,59 @@ def test_laws(seen: tuple[int, int, int, int], known: int, more: int, allowed: i
     assert chance(own, -1) == 0
 
 
-@given(st.integers(0, 9), st.integers(0, 20))
-def test_more_hits_never_show_what_fewer_do_not(both: int, own: int) -> None:
-    """What the sum relies on."""
-    gate = next(check for check in CHECKS if check.name == "over_refusal")._gate(evidence())  # type: ignore[attr-defined]
-    assert isinstance(gate, Gate)
-    paired = PairedCounts(both=both, first_only=own, second_only=9 - both, neither=91 - own)
-    more = PairedCounts(both=both, first_only=own + 1, second_only=9 - both, neither=90 - own)
-    assert gate.shows(paired) or not gate.shows(more)
+@pytest.mark.parametrize("name", ["harmful", "over_refusal", "benign"])
+def test_the_most_is_where_the_test_of_the_gate_turns(name: str) -> None:
+    """Rows with so many hits pass on the certify half, and with one more they do not."""
+    policy = policy_of(strength=[0.5])
+    check = next(one for one in CHECKS if one.name == name)
+    pack = f"core_{check.kind}"
+    prompts = load_pack(pack).of_half("certify")[: policy.suite.certify.of(check.kind or "harmful")]
+    known = 9
+
+    def outcome(both: int, own: int) -> CheckOutcome:
+        hits = {one.id for one in (*prompts[:both], *prompts[known : known + own])}
+        arms = {
+            arm: {pack: tuple(row(pack, one.id, hit=one.id in some, kind=check.kind or "") for one in prompts)}
+            for arm, some in (("own", hits), ("aligned", {one.id for one in prompts[:known]}))
+        }
+        evidence = Evidence(
+            policy=policy,
+            half="certify",
+            judge=RulesJudge.info,
+            rows=arms["own"],
+            aligned=arms["aligned"],
+            planned={pack: len(prompts)},
+        )
+        return check.examine(evidence).outcome
+
+    gate = check._gate(  # type: ignore[attr-defined]
+        Evidence(policy=policy, half="certify", judge=RulesJudge.info, rows={}, planned={})
+    )
+    found = gate.most(known, len(prompts))
+    assert len(found) == known + 1
+    for both, most in enumerate(found):
+        if most >= 0:
+            assert outcome(both, most) is CheckOutcome.PASS
+        assert outcome(both, most + 1) is not CheckOutcome.PASS
 
 
-def evidence() -> Evidence:
-    return Evidence(policy=policy_of(strength=[0.5]), half="certify", judge=RulesJudge.info, rows={}, planned={})
+def row(pack: str, prompt_id: str, *, hit: bool, kind: str) -> Row:
+    """A reply to the prompt that is, or is not, the event of its kind."""
+    told = {
+        "harmful": (Outcome.REFUSAL, Outcome.HARMFUL_COMPLIANCE),
+        "lookalike": (Outcome.HARMLESS_COMPLIANCE, Outcome.REFUSAL),
+        "benign": (Outcome.HARMLESS_COMPLIANCE, Outcome.REFUSAL),
+    }
+    return Row(
+        id=prompt_id,
+        pack=pack,
+        category="",
+        arm="own",
+        reply_sha256="",
+        finish="stop",
+        length=1,
+        outcome=told[kind][hit],
+        rule="",
+        coherent=True,
+        ambiguous=False,
+    )

@@ -14,7 +14,6 @@ from repair.checks.measurement import Measurement
 from repair.checks.policy import Candidate
 from repair.checks.rules import RulesJudge
 from repair.checks.runner import Runner, looks
-from repair.checks.sizes import Kind
 from repair.checks.suite import Suite
 from repair.checks.verdict import Tried
 from tests.checks.acting import ANSWER, UPLOAD, policy_of
@@ -30,8 +29,8 @@ class Odds(Measurement):
 
     chances: dict[str, float]
 
-    def promise(self, kind: Kind | None = None) -> tuple[float, Check]:
-        return self.chances[kind or "harmful"], CHECKS[0]
+    def promises(self) -> list[tuple[float, Check]]:
+        return sorted(((self.chances.get(str(one.kind), 1.0), one) for one in CHECKS), key=lambda one: one[0])
 
 
 def walk(chances: dict[str, float]) -> list[str]:
