@@ -212,7 +212,6 @@ class _Run:
             backend=self.reference.chat,
             policy=self.policy,
             upload=self.adapter,
-            aligned=aligned,
             original=original,
             rows=[Bisection.of(family) for family in families],
             build=lambda wish: self._build(wish, self.work_dir / f"candidate-{next(numbers)}"),

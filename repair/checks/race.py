@@ -24,7 +24,6 @@ from repair.checks.evidence import CheckOutcome, UtilityEvidence
 from repair.checks.measurement import Measurement
 from repair.checks.policy import Candidate, Policy
 from repair.checks.purse import Purse
-from repair.checks.report import CheckReport
 from repair.checks.run import Original, never
 from repair.checks.runner import LATER_LOOK, Runner, light, looks, part_of, rank, reading_of, rows_of
 from repair.checks.standing import Phase, Standing, Watch, unwatched
@@ -49,7 +48,6 @@ class Race:
         backend: The aligned model.
         policy: What has to be met.
         upload: The adapter as it came.
-        aligned: The aligned model on the certify half: what the screens are read against, and what a full check costs.
         original: What the utility on the select half is measured against.
         rows: The candidates, each row from mild to strong.
         build: Makes a candidate and reads it back; one that cannot be made says so in ``lost``.
@@ -62,7 +60,6 @@ class Race:
     backend: Backend
     policy: Policy
     upload: LoraAdapter
-    aligned: CheckReport
     original: Original
     rows: list[Bisection]
     build: Callable[[Candidate], Tried]
