@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.efficacy.choose import at_utility
-from bench.efficacy.menu import one
+from bench.efficacy.menu import chain
 from repair.methods import METHODS
 
 ROOT: Final = Path(__file__).parents[2]
@@ -144,9 +144,15 @@ def in_short(label: str) -> str:
     method, _, parameters = label.partition(" {")
     if not parameters or method not in METHODS:
         return label
+    given = json.loads("{" + parameters)
+    steps = given["steps"] if method == "compose" else [{"method": method, "parameters": given}]
+    return chain(*((step["method"], _chosen(step["method"], step["parameters"])) for step in steps)).label
+
+
+def _chosen(method: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    """The parameters that are not the defaults."""
     defaults = METHODS[method].parse({}).model_dump(mode="json")
-    given = {key: value for key, value in json.loads("{" + parameters).items() if defaults.get(key) != value}
-    return one(method, **given).label
+    return {key: value for key, value in parameters.items() if defaults.get(key) != value}
 
 
 def _measured(check: dict[str, Any]) -> str:
