@@ -29,7 +29,7 @@ up: $(INSTALLED)  ## Run the whole service on this machine
 	$(BIN)/lora-repair up --data-dir $(DATA)
 
 test: $(INSTALLED)  ## Every suite on SQLite, PostgreSQL and Valkey, and the whole way with the real model
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 flow: $(INSTALLED)  ## Only the whole way with the real model: killed workers, a wiped broker
 	$(BIN)/python -m pytest -m model

@@ -29,7 +29,10 @@ _numbers = itertools.count(1)
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The real model first: what takes minutes must not be left for one worker at the end. Otherwise as shuffled."""
+    """The real model first: what takes minutes must not be left for one worker at the end. Otherwise as shuffled.
+
+    Workers are given whole files; `make test` keeps them from being sorted by how many tests they hold.
+    """
     items.sort(key=lambda item: item.get_closest_marker("model") is None)
 
 
