@@ -418,7 +418,8 @@ def test_hard_prompts_that_come_first_are_granted_where_the_aligned_model_gives_
     easy = with_hits(quiet, set())
     assert promise(easy, 8) < 0.02
     assert promise(three, 8) > 0.3
-    assert promise(three, 8) < promise(three, 60) < promise(three, len(three)) == 1.0
+    assert promise(three, 8) < promise(three, 60) < promise(three, len(three)) < 1.0  # it has still to be certified
+    assert promise(three, len(three)) > 0.95
     assert promise(three, 0) == 1.0
 
 
