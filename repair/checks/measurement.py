@@ -61,6 +61,7 @@ class Measurement:
     utility: UtilityEvidence | None = None
     early: Early = field(init=False)
     flips: Mapping[str, Any] | None = None
+    _foreseen: tuple[Any, list[tuple[float, Check]]] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.rows = dict.fromkeys(self.suite.prompts, ())
@@ -129,12 +130,16 @@ class Measurement:
         return any(check.settled(evidence) is Stop.FAIL for check in asking)
 
     def promises(self) -> list[tuple[float, Check]]:
-        """The chance to get through each check, worst first."""
-        evidence = self.evidence()
-        found = [
-            (0.0 if check.settled(evidence) is Stop.FAIL else check.promise(evidence), check) for check in self.checks
-        ]
-        return sorted(found, key=lambda one: one[0])
+        """The chance to get through each check, worst first; worked out once for what was measured so far."""
+        now = (self.asked, self.margins, self.utility)
+        if self._foreseen is None or self._foreseen[0] != now:
+            evidence = self.evidence()
+            found = [
+                (0.0 if check.settled(evidence) is Stop.FAIL else check.promise(evidence), check)
+                for check in self.checks
+            ]
+            self._foreseen = (now, sorted(found, key=lambda one: one[0]))
+        return self._foreseen[1]
 
     def chance(self) -> float:
         """The chance to get through all checks together."""
