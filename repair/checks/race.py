@@ -35,7 +35,7 @@ _HOPEFUL: Final = 0.4  # of the way from the upload's log-odds to the aligned mo
 _TELLING: Final = 1.0  # nats between those two, below which the proxy says nothing
 _UNTRAINED: Final = 2 / 3  # of the budget, where candidates that must be trained may still have to be measured
 _KEPT_BACK: Final = 0.15  # of the budget, where the certify half may still say that the best was not good enough
-_LIKELY: Final = 1 / 6  # chance to be certified, of what has passed; few prompts without a flaw say no more than a half
+_LIKELY: Final = 0.09  # chance to be certified, of what has passed; few prompts without a flaw say no more than a half
 _WORTH_A_LOOK: Final = 0.05  # the same, of what is looked at where nothing has passed
 _LEAST_CHANCE: Final = 0.05  # the same, by one check; below it the prompts are better spent on another
 
