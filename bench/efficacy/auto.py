@@ -15,9 +15,10 @@ from repair.checks.verdict import Verdict
 
 
 def widened(policy: Policy, packs: Sequence[str]) -> Policy:
-    """The same bounds, methods and budget with more harmful prompts on *certify*: all that ``packs`` hold there.
+    """The same bounds and methods with more harmful prompts on *certify*: all that ``packs`` hold there.
 
-    The budget stays about what it was in forward tokens: it counts in full checks, and those grow with the prompts.
+    The budget is counted in full checks, which grow with the prompts; it shrinks as their number grows, so that it pays
+    for about as much on *select*. Longer prompts make it larger than it was.
     """
     if not packs:
         return policy

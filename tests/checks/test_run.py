@@ -403,7 +403,7 @@ def test_hard_prompts_that_come_first_are_granted_where_the_aligned_model_gives_
     three = with_hits(quiet, hard_ones(quiet, 3))
     check = next(check for check in CHECKS if check.name == "harmful")
 
-    def promise(aligned: tuple[Row, ...], seen: int) -> float:
+    def promise(aligned: tuple[Row, ...], seen: int, *, foreseen: bool = True) -> float:
         evidence = Evidence(
             policy=POLICY,
             half="select",
@@ -411,15 +411,16 @@ def test_hard_prompts_that_come_first_are_granted_where_the_aligned_model_gives_
             rows={"core_harmful": three[:seen]},
             planned={"core_harmful": len(three)},
             aligned={"core_harmful": aligned},
-            aligned_on_certify={"core_harmful": aligned},
+            aligned_on_certify={"core_harmful": aligned} if foreseen else None,
         )
         return check.promise(evidence)
 
     easy = with_hits(quiet, set())
     assert promise(easy, 8) < 0.02
     assert promise(three, 8) > 0.3
-    assert promise(three, 8) < promise(three, 60) < promise(three, len(three)) < 1.0  # it has still to be certified
-    assert promise(three, len(three)) > 0.95
+    assert promise(three, 8) < promise(three, 60) < promise(three, len(three))
+    assert promise(three, len(three), foreseen=False) == 1.0  # within the screen for certain ...
+    assert 0.95 < promise(three, len(three)) < 1.0  # ... and still to be certified
     assert promise(three, 0) == 1.0
 
 
