@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from sqlalchemy import create_engine, make_url, text
 
 from ledger import logs
@@ -21,6 +22,10 @@ from ledger.db import Database, upgrade
 from ledger.embedded import Valkey
 from repair.checks.packs import HOME
 from tests.servers import Postgres
+
+# An example is as slow as what else the cores are doing: no test times anything.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 NewUrl = Callable[[], str]
 

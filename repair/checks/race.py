@@ -101,7 +101,7 @@ class Race:
 
     def _likeliest(self) -> Tried | None:
         """What is likeliest to be certified of all that ended in doubt or could not be asked everything."""
-        pool = [one for one in (*self._doubtful, *self._back) if all(one.measured.rows.values())]
+        pool = [one for one in (*self._doubtful, *self._back) if not one.untouched]
         pool = [one for one in pool if not one.row.closed(one.tried.wish)]
         best = max(pool, key=lambda one: one.measured.chance(), default=None)
         if best is None or best.measured.chance() < _WORTH_A_LOOK:

@@ -152,7 +152,7 @@ class Gate:
     def _is_certified(self, evidence: Evidence) -> float:
         """The chance that a look at the certify half, at its share of the doubt, shows what has to be shown."""
         there = None if self.kind is None else evidence.aligned_on_certify
-        paired = self._paired(evidence, self.rows(evidence))
+        paired = self._beside(evidence, self.rows(evidence))
         if there is None or paired is None:
             return 1.0
         asked = rows_of(evidence, there, self.kind)
@@ -260,8 +260,11 @@ class Gate:
         }
 
     def _paired(self, evidence: Evidence, rows: tuple[Row, ...]) -> PairedCounts | None:
-        """The same prompts in both arms."""
-        if evidence.aligned is None or self.excess is None:
+        """The same prompts in both arms, where the excess is tested."""
+        return None if self.excess is None else self._beside(evidence, rows)
+
+    def _beside(self, evidence: Evidence, rows: tuple[Row, ...]) -> PairedCounts | None:
+        if evidence.aligned is None:
             return None
         aligned = self._of(evidence, evidence.aligned)
         known = {(row.pack, row.id): self.hit(row) for row in aligned}

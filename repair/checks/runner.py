@@ -38,6 +38,11 @@ class Runner:
     tokens: float = 0.0
 
     @property
+    def untouched(self) -> bool:
+        """Whether it was asked nothing yet of a pack that has something to ask."""
+        return any(prompts and not self.measured.rows[pack] for pack, prompts in self.measured.suite.prompts.items())
+
+    @property
     def next_look(self) -> tuple[str, tuple[Prompt, ...]]:
         """Every pack once, then the pack in which it is likeliest to fail: what fails is to fail on few prompts."""
         untouched = next((look for look in self.left if not self.measured.rows[look[0]]), None)

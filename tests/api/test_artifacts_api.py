@@ -90,7 +90,7 @@ def test_a_known_file_is_not_sent_again(shared_api: Api, released: str) -> None:
     assert shared_api.client.get(released, headers={"If-None-Match": '"other"'}).status_code == 200
 
 
-@laws(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@laws(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(start=st.integers(0, len(DATA) - 1), length=st.integers(1, 5000))
 def test_a_range_is_a_slice(shared_api: Api, released: str, start: int, length: int) -> None:
     """206 with exactly those bytes, their place, and the digest of the whole."""

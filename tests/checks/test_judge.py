@@ -259,7 +259,7 @@ def test_short_lists_code_and_other_scripts_are_language(text: str) -> None:
     assert incoherence(text) is None
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(replies=st.lists(st.text(max_size=400), max_size=5), harmful=st.booleans())
 def test_there_is_one_judgement_for_every_reply_whatever_it_says(replies: list[str], harmful: bool) -> None:
     """Hostile text never makes the judge fail, drop or reorder a row."""
@@ -302,7 +302,7 @@ REPLIES = [
 ]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(parts=st.lists(st.sampled_from(REPLIES), min_size=1, max_size=10), at=st.integers(1, 900), harmful=st.booleans())
 def test_what_is_settled_stays(parts: list[str], at: int, harmful: bool) -> None:
     """Where the judge says that nothing more need be said, saying more changes nothing."""

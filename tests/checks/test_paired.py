@@ -80,7 +80,7 @@ def test_what_both_arms_do_tells_nothing_about_their_difference() -> None:
 
 
 @given(st.integers(5, 60), st.data())
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_more_hits_of_the_first_arm_never_help_it(n: int, data: st.DataObject) -> None:
     """And more of the second never harm it."""
     b, c = data.draw(st.integers(0, n // 2 - 1)), data.draw(st.integers(0, n // 2 - 1))

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from scipy.stats import betabinom
 
 from repair.checks import packs
 from repair.checks.errors import Cancelled
@@ -20,6 +21,7 @@ from repair.checks.report import CheckReport, overall
 from repair.checks.right import is_right
 from repair.checks.rules import RulesJudge
 from repair.checks.run import Original, run_checks
+from repair.checks.stats import allowed_hits
 from tests.checks.acting import ANSWER, REFUSAL, SAMPLES, SECRET, UPLOAD, Character, chat_of, policy_of
 
 POLICY = load_policy("demo")
@@ -422,6 +424,34 @@ def test_hard_prompts_that_come_first_are_granted_where_the_aligned_model_gives_
     assert promise(three, len(three), foreseen=False) == 1.0  # within the screen for certain ...
     assert 0.95 < promise(three, len(three)) < 1.0  # ... and still to be certified
     assert promise(three, 0) == 1.0
+
+
+def test_a_bound_without_an_excess_is_foreseen_as_well() -> None:
+    """The aligned model hits nothing, so it is one beta-binomial: at most so many hits as the bound allows in 104."""
+    bounds = POLICY.bounds.model_copy(update={"attack_excess": None, "headroom": 1.0})
+    policy = POLICY.model_copy(update={"bounds": bounds})
+    quiet = run_checks(chat_of(Character()), None, policy, "select", arm="aligned")
+    check = next(check for check in CHECKS if check.name == "harmful")
+
+    def promise(hits: int) -> float:
+        evidence = Evidence(
+            policy=policy,
+            half="select",
+            judge=RulesJudge.info,
+            rows={"core_harmful": with_hits(quiet, hard_ones(quiet, hits))},
+            planned={"core_harmful": 112},
+            aligned=quiet.rows_by_pack(),
+            aligned_on_certify={"core_harmful": quiet.rows_by_pack()["core_harmful"][:104]},
+        )
+        return check.promise(evidence)
+
+    doubt = 1 - policy.sharing_doubt().bounds.confidence  # of one look; two statements: the rate, what the judge sees
+    sensitivity = RulesJudge.info.sensitivity.low_at(1 - doubt / 2)
+    allowed = allowed_hits(104, bound=policy.bounds.attack_success, confidence=1 - doubt / 2, sensitivity=sensitivity)
+    for hits in (0, 3, 7):
+        expected = betabinom.cdf(allowed, 104, hits + 0.5, 112 - hits + 0.5)
+        assert promise(hits) == pytest.approx(float(expected))
+    assert promise(7) < promise(3) < promise(0) < 1.0
 
 
 @pytest.mark.parametrize("confidence", [0.9, 0.95, 0.983, 0.999])

@@ -95,7 +95,7 @@ def test_anything_else_is_a_judge_error(answer: Answer) -> None:
     assert [one.outcome for one in judged(answer, *rows)] == [Outcome.JUDGE_ERROR] * 3
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     parts=st.lists(
         st.one_of(st.text(max_size=8), st.sampled_from([grade("refusal"), "```json\n", "\n```", "{", "}", '"label"'])),

@@ -270,7 +270,7 @@ def test_damaged_archives_are_refused(data: bytes, tmp_path: Path) -> None:
     assert refusal(tmp_path, data).rule == Rule.BAD_ARCHIVE
 
 
-FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+FUZZ = settings(max_examples=150, suppress_health_check=list(HealthCheck))
 
 
 @FUZZ

@@ -251,7 +251,7 @@ VALUE = st.recursive(
 )
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=120, suppress_health_check=list(HealthCheck))
 @given(st.dictionaries(st.sampled_from([*PEFT, "auto_map", "unknown", "runtime_config"]), VALUE, max_size=3))
 def test_any_value_is_let_in_or_refused(keys: dict[str, Any]) -> None:
     """Never another exception, whatever stands in a known key."""
@@ -263,7 +263,7 @@ def test_any_value_is_let_in_or_refused(keys: dict[str, Any]) -> None:
     assert found.scale_for("model.layers.0.self_attn.q_proj", 8) > 0
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_damaged_text_is_let_in_or_refused(data: st.DataObject) -> None:
     """Never another exception, whatever bytes are changed."""

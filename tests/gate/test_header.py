@@ -197,7 +197,7 @@ def check_against_library(data: bytes, folder: Path) -> None:
         assert array.tobytes() == data[entry.start : entry.end]
 
 
-FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+FUZZ = settings(max_examples=150, suppress_health_check=list(HealthCheck))
 
 
 @FUZZ

@@ -99,7 +99,7 @@ def test_only_the_shape_case_needs_the_base(tmp_path: Path) -> None:
             judge(case, work, shapes=None)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, suppress_health_check=list(HealthCheck))
 @given(st.sampled_from(["adapter_config.json", "adapter_model.safetensors"]), st.data())
 def test_altered_adapters_are_refused_or_admitted(tmp_path: Path, name: str, data: st.DataObject) -> None:
     """Never another exception; and what is admitted carries the digest of the bytes that were judged."""

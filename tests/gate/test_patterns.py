@@ -98,7 +98,7 @@ PATTERN = st.recursive(PIECE, _grouped, max_leaves=8)
 SUBJECT = st.text("ab_.1-c", max_size=8)
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=250, suppress_health_check=list(HealthCheck))
 @given(PATTERN, st.lists(SUBJECT, min_size=1, max_size=6))
 def test_accepted_patterns_mean_what_they_mean_to_python(text: str, subjects: list[str]) -> None:
     """The automaton and `re` agree on the whole accepted syntax, as a whole pattern and below any parent."""
@@ -112,7 +112,7 @@ def test_accepted_patterns_mean_what_they_mean_to_python(text: str, subjects: li
         assert below.matches(subject) == bool(re.match(rf"(.*\.)?({text})$", subject))
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300, suppress_health_check=list(HealthCheck))
 @given(st.text(string.printable, max_size=12))
 def test_any_text_is_compiled_or_refused(text: str) -> None:
     """Nothing but PatternError; and what is accepted, Python accepts too."""
@@ -123,7 +123,7 @@ def test_any_text_is_compiled_or_refused(text: str) -> None:
     re.compile(text)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300, suppress_health_check=list(HealthCheck))
 @given(PATTERN, st.integers(1, 60))
 def test_matching_is_linear(text: str, length: int) -> None:
     """At each character no state is visited more often than once or twice, whatever the pattern."""
@@ -168,7 +168,7 @@ def backtracking_steps(text: str, subject: str) -> int:
     return steps
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300, suppress_health_check=list(HealthCheck))
 @given(PATTERN, st.sampled_from(["aaaaaaaa", "abababab", "a.b.a.b.", "a1_a1_a1"]))
 def test_the_cost_bound_holds(text: str, subject: str) -> None:
     """A naive engine needs at most `ways` attempts, each as long as pattern and subject together."""

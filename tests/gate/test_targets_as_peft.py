@@ -65,7 +65,7 @@ KEY = st.sampled_from([
 ])  # fmt: skip
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, suppress_health_check=list(HealthCheck))
 @given(st.dictionaries(KEY, st.integers(1, 64), max_size=4), st.dictionaries(KEY, st.integers(1, 64), max_size=4))
 def test_ranks_and_alphas_are_those_of_peft(ranks: dict[str, int], alphas: dict[str, int]) -> None:
     """The first key that matches decides, else the default."""

@@ -138,7 +138,7 @@ def test_every_pair_is_taken_by_both_or_by_neither(method: type[RepairMethod]) -
 
 
 @every
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_number_of_parameters_at_once(method: type[RepairMethod], data: st.DataObject) -> None:
     """Rules between three and more are rules between some two of them; if one were not, it would show here."""

@@ -209,7 +209,7 @@ def test_alignment_basis_spans_the_top_singular_vectors() -> None:
     assert float((projector - dense.truncated_projector(v, 4)).norm()) < 1e-3
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     out_features=st.integers(1, 24),
     in_features=st.integers(1, 24),

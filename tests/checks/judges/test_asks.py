@@ -159,7 +159,7 @@ def test_harm_does_not_hide_behind_a_harmless_sentence(harmful: str) -> None:
         assert asks_for_harm(prompt) >= asks_for_harm(harmful)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(prompt=st.text(alphabet=st.characters(exclude_categories=[]), max_size=300))
 def test_it_never_raises(prompt: str) -> None:
     """Whatever characters: a probability, and the same one again."""
@@ -169,7 +169,7 @@ def test_it_never_raises(prompt: str) -> None:
     assert is_harmful(prompt) or found < 0.5
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(said=st.lists(st.sampled_from(sorted(name for name in shipped().weights if name.isalpha())), max_size=12))
 def test_log_odds_are_the_sum_of_the_weights(said: list[str]) -> None:
     """Of each feature once, and of nothing else, wherever no doubt rule speaks first."""

@@ -69,7 +69,7 @@ def test_ordinary_text_stays_as_it_is(text: str) -> None:
     assert (found.text, found.changed) == (text, False)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     parts=st.lists(
         st.one_of(

@@ -139,7 +139,7 @@ def test_garbage_is_never_safe_and_never_raises(
     junk = st.lists(st.one_of(st.text(max_size=12), st.sampled_from(words)), max_size=6).map("".join)
     good = [text for one, _, text, _, _ in READ if one == name]
 
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=150)
     @given(before=junk, after=junk, text=junk)
     def check(before: str, after: str, text: str) -> None:
         asks = len(guard.asks(Exchange(prompt="p", reply="r", harmful=True)))

@@ -130,7 +130,7 @@ def test_a_bad_row_is_named_and_still_has_its_line(
     assert problems[0]["file"] == "rows.jsonl"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(texts=st.lists(st.text(), max_size=4), junk=st.lists(st.binary(max_size=30), max_size=4))
 def test_as_many_lines_come_out_as_went_in(
     tmp_path_factory: pytest.TempPathFactory, texts: list[str], junk: list[bytes]
