@@ -20,10 +20,10 @@ from torch import Tensor
 from gate.digest import sha256_file
 from repair.adapter_file import fresh_folder
 from repair.errors import BadParameters, ShapeMismatch, WrongReference
-from repair.expert_parts import apart_of, names_of, part_of
+from repair.expert_parts import Apart, apart_of, names_of, part_of
 from repair.linalg import delta_energy
 from repair.lora import LayerKind, LayerReference, LoraLayer
-from repair.moments import LayerCalibration
+from repair.moments import Gradient, LayerCalibration
 
 HEADER: Final = "calibration.json"
 TENSORS: Final = "calibration.safetensors"
@@ -141,15 +141,18 @@ class Calibration:
         return f"sha256:{sha256(text.encode()).hexdigest()}"
 
     @property
+    def settings(self) -> CalibrationSettings:
+        """What it was made with."""
+        return CalibrationSettings(**self.header["settings"])
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The modules that were looked at, sorted."""
         return tuple(sorted(self.header["modules"]))
 
     def for_layer(self, layer: LoraLayer) -> LayerCalibration | None:
         """What is known about the module of ``layer``; None when it was not looked at. Raises ShapeMismatch."""
-        apart = None if layer.name in self.header["modules"] else apart_of(layer)
-        names = names_of(layer) if apart is None else apart.names
-        name = next((name for name in names if name in self.header["modules"]), None)
+        name, apart = self.entry_of(layer)
         if name is None:
             return None
         whole = self._module(layer.name, name)
@@ -160,6 +163,26 @@ class Calibration:
             detail = f"the adapter has {layer.shape}, the calibration {found.shape} (out, in)"
             raise ShapeMismatch(detail, field=layer.name)
         return found
+
+    def entry_of(self, layer: LoraLayer) -> tuple[str | None, Apart | None]:
+        """What the module of ``layer`` is called here, and which part of it the layer is; None for neither."""
+        apart = None if layer.name in self.header["modules"] else apart_of(layer)
+        names = names_of(layer) if apart is None else apart.names
+        return next((name for name in names if name in self.header["modules"]), None), apart
+
+    def with_gradients(self, found: Mapping[str, Gradient], left_out: Mapping[str, str]) -> "Calibration":
+        """The same with gradients that were taken elsewhere; nothing is known any more about what is ``left_out``."""
+        parts = {
+            f"{name}/gradient.{part}": getattr(gradient, part).float()
+            for name, gradient in found.items()
+            for part in ("u", "values", "v", "bias")
+        }
+        modules = {name: entry for name, entry in self.header["modules"].items() if name not in left_out}
+        for name, gradient in found.items():
+            numbers = {**modules[name]["numbers"], "gradient_total": gradient.total}
+            modules[name] = {**modules[name], "numbers": numbers}
+        header = {**self.header, "modules": modules, "left_out": {**self.header["left_out"], **left_out}}
+        return Calibration(header, _Above(parts, self._handle))
 
     def _module(self, called: str, name: str) -> LayerCalibration:
         entry = self.header["modules"][name]
@@ -187,6 +210,17 @@ class Calibration:
         else:
             why = ""
         return f"the calibration did not look at this module{why}"
+
+
+class _Above:
+    """Some tensors in the place of those that a file has under the same names."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], below: Any) -> None:
+        self._tensors, self._below = tensors, below
+
+    def get_tensor(self, name: str) -> Tensor:
+        found: Tensor = self._tensors[name] if name in self._tensors else self._below.get_tensor(name)
+        return found
 
 
 def write_calibration(

@@ -266,7 +266,8 @@ def any_basis_of(place: Place, inputs: dict[str, Any]) -> BasisPack | None:
 
 def calibrate(place: Place, out: Path, settings: CalibrationSettings) -> Answer:
     """A calibration pack for the aligned model under ``out``; one that is there already is not made again."""
-    from repair.calibrate import calibration_rows, measure_modules  # noqa: PLC0415 - reads packs only when asked
+    from repair.calibrate import measure_modules  # noqa: PLC0415 - reads packs only when asked
+    from repair.refusing import calibration_rows  # noqa: PLC0415 - as above
 
     aligned = digests(aligned_of(place))
     rows = calibration_rows(settings)

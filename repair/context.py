@@ -1,6 +1,6 @@
 """What a repair may look at besides the adapter: the reference, a patch, a chat, a device."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -43,6 +43,8 @@ class RepairContext:
         progress: Told after every module.
         replacements: What to do with tensors that replace something of the model as a whole.
         tile_rows: Rows of a reference weight that are read at once; None for what suits the device.
+        heard: Calibrations with gradients taken on the way to an adapter, by which gradient; candidates that edit the
+            same adapter share them.
         rank_limit: The largest rank of the result; None for the step that the uploaded adapter fits.
     """
 
@@ -57,6 +59,7 @@ class RepairContext:
     progress: Progress = silent
     replacements: Replacements = field(default_factory=Replacements)
     tile_rows: int | None = None
+    heard: dict[Hashable, tuple[LoraAdapter, Calibration]] = field(default_factory=dict)
     rank_limit: int | None = None
 
     def reference_for(

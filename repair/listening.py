@@ -3,7 +3,7 @@
 One kind of event for all of them (`Product`), whether a hook on a module or `fused_products` saw it.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 
@@ -25,6 +25,9 @@ _LEAST_DIRECTIONS: Final = 4
 
 Row = tuple[list[int], slice]
 """Token ids, and which of them count."""
+
+Weighted = tuple[float, Callable[[], Tensor]]
+"""A loss, and what it counts for."""
 
 
 class Ears:
@@ -149,19 +152,29 @@ class Listener:
 
 
 def gradients(
-    model: Any, ears: Ears, losses: Sequence[Callable[[], Tensor]], progress: Progress
+    model: Any,
+    ears: Ears,
+    losses: Sequence[Weighted],
+    progress: Progress,
+    *,
+    only: Collection[str] | None = None,
 ) -> dict[str, GradientSketch]:
-    """For each module ``mean over losses of E^T X``: E the loss's gradient at its outputs, X its inputs."""
+    """For each module the sum over losses of ``weight E^T X``: E the loss's gradient at its outputs, X its inputs.
+
+    Of every module that is heard, or of those named in ``only``.
+    """
     found: dict[str, GradientSketch] = {}
 
     def hear(product: Product) -> None:
+        if only is not None and product.name not in only:
+            return
         if product.output.requires_grad and len(product.tokens):
             read = product.read.detach().reshape(len(product.tokens), -1)
             product.output.register_hook(lambda upstream: keep(product, upstream, read))  # type: ignore[no-untyped-call]  # torch's
 
     def keep(product: Product, upstream: Tensor, read: Tensor) -> None:
         sketch = found.setdefault(product.name, ears.gradient(product.name))
-        sketch.add(product.part(upstream) / len(losses), read)
+        sketch.add(product.part(upstream), read)
 
     def wake(_module: nn.Module, _args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         return output.requires_grad_()
@@ -169,9 +182,9 @@ def gradients(
     handle = model.get_input_embeddings().register_forward_hook(wake)
     try:
         with ears.open(hear):
-            for done, loss in enumerate(losses, start=1):
+            for done, (weight, loss) in enumerate(losses, start=1):
                 with torch.enable_grad():
-                    torch.autograd.backward(loss())
+                    torch.autograd.backward(weight * loss())
                 progress("refusal gradient", 0.5 + 0.5 * done / len(losses))
     finally:
         handle.remove()

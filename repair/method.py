@@ -199,6 +199,10 @@ class RepairMethod(BaseModel, ABC):
         """What is applied, one after the other; a plain method is its own only stage."""
         return (self,)
 
+    def look(self, adapter: LoraAdapter, context: RepairContext) -> RepairContext:  # noqa: ARG002 - interface
+        """What the layers are judged in: the context, with what has to be seen of the whole adapter first."""
+        return context
+
     def prepare(self, adapter: LoraAdapter, context: RepairContext) -> LoraAdapter | None:  # noqa: ARG002 - interface
         """Weights to concatenate to the edited adapter, at full strength; None for none."""
         return None

@@ -111,7 +111,7 @@ def _apply(
     kept = without_head(whole)
     method.must_mean(kept.names)
     patch = method.prepare(kept, context)
-    assessments = _assess(kept, method, context)
+    assessments = _assess(kept, method, method.look(kept, context))
     choice = _chosen(method, assessments)
     edited = replace(kept, layers=tuple(a.edited if a.layer.name in choice.names else a.layer for a in assessments))
     added = _additions(patch, assessments, choice)

@@ -76,6 +76,7 @@ class Lab:
         reference: Digests of the model and the calibration, and what the model computes in.
         store: What is known already.
         deadline: On the monotonic clock; nothing new is begun after it, what is known is still told.
+        uploads: As they were read, so that candidates for one adapter share what was heard of it.
         seen: Keys of the rows that this run told: those of an older menu are not among them.
     """
 
@@ -87,6 +88,7 @@ class Lab:
     deadline: float = math.inf
     aligned: CheckReport | None = None
     seen: dict[str, None] = field(default_factory=dict)
+    uploads: dict[str, LoraAdapter] = field(default_factory=dict)
     originals: dict[tuple[str, Half], Original] = field(default_factory=dict)
 
     def measure_aligned(self) -> dict[str, Any]:
@@ -147,12 +149,13 @@ class Lab:
 
     def built(self, name: str, recipe: Recipe | None) -> LoraAdapter:
         """The candidate as read back from disk; made once. Raises RepairError."""
-        source = ZOO / "adapters" / name
+        if name not in self.uploads:
+            self.uploads[name] = read_adapter(ZOO / "adapters" / name)
         if recipe is None:
-            return read_adapter(source)
+            return self.uploads[name]
         folder = self.store.folder / "candidates" / self._key(name, recipe, "")
         if not folder.is_dir():
-            adapter = read_adapter(source)
+            adapter = self.uploads[name]
             for method, parameters in recipe.steps:
                 adapter = repair_adapter(adapter, METHODS[method].parse(parameters), self.context).adapter
             write_adapter(adapter, folder)

@@ -110,10 +110,15 @@ def _singles(modules: int, *, heavy: bool) -> list[Group]:
         Group("splora", (one("splora"), one("splora", count=third), one("splora", count=most))),
         Group(
             "gradient_guard",
-            tuple(
-                one("gradient_guard", form=form, directions=directions)
-                for form in ("projection", "minimal")
-                for directions in (4, 32)
+            (
+                *(
+                    one("gradient_guard", form=form, directions=directions)
+                    for form in ("projection", "minimal")
+                    for directions in (4, 32)
+                ),
+                one("gradient_guard", at=0.5, directions=16),
+                one("gradient_guard", **_HALF_WAY),
+                one("gradient_guard", **_HALF_WAY, strength=0.7),
             ),
         ),
         Group("input_guard", (one("input_guard"), *(_plain("input_guard", wide) for wide in (8, 16, 32)))),
@@ -164,6 +169,14 @@ def _compositions(modules: int, *, heavy: bool) -> list[Group]:
             ),
         ),
         Group(
+            "gradient_guard+scale",
+            tuple(chain(("gradient_guard", _HALF_WAY), ("scale", {"strength": s})) for s in (0.9, 0.8, 0.7)),
+        ),
+        Group(
+            "gradient_guard+patch",
+            tuple(chain(("gradient_guard", _HALF_WAY), ("patch", {"strength": p})) for p in (0.35, 0.65)),
+        ),
+        Group(
             "patch+scale",
             tuple(chain(("patch", {"strength": p}), ("scale", {"strength": s})) for p, s in ((1.5, 0.6), (2.0, 0.5))),
         ),
@@ -191,9 +204,11 @@ def _compositions(modules: int, *, heavy: bool) -> list[Group]:
             ),
         ),
     ]
-    return [*edits, *trained] if heavy else [edits[0], edits[2]]
+    return [*edits, *trained] if heavy else [one for one in edits if one.name in _ALSO_LIGHT]
 
 
+_HALF_WAY: Final[dict[str, Any]] = {"at": 0.5, "contrast": True, "directions": 64}
+_ALSO_LIGHT: Final = {"scale+patch", "input_guard+patch", "gradient_guard+scale", "gradient_guard+patch"}
 _PAIRS: Final = ((0.7, 1.0), (0.6, 1.0), (0.5, 1.0), (0.6, 1.5))
 _LIGHT_PAIRS: Final = ((0.8, 0.5), (0.8, 1.0), (0.6, 0.5))
 

@@ -5,7 +5,7 @@ exactly those bytes. It knows nothing of jobs, rows or signatures.
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -170,6 +170,7 @@ class _Run:
     remembered: Remembered
     began: int
     _originals: dict[str, Original] = field(default_factory=dict)
+    _heard: dict[Hashable, tuple[LoraAdapter, Calibration]] = field(default_factory=dict)
     _set_up: dict[str, int] = field(default_factory=dict)  # forward tokens of the originals
 
     def measure_aligned(self, half: Half) -> CheckReport:
@@ -364,6 +365,7 @@ class _Run:
             chat=self.reference.chat if self.reference.chat.capabilities().has(Capability.MODULES) else None,
             device=self.device,
             progress=self._tell,
+            heard=self._heard,
         )
 
     def _tell(self, message: str, share: float) -> None:

@@ -1,8 +1,9 @@
 """First-order gradient guard (methods M14): take out of each update what raises the loss of refusing.
 
 With G the gradient of the mean refusal loss at the aligned weight, ``<G, D>`` is the damage that an update D is
-predicted to do. The idea that a few directions hold what safety needs is that of SPF, a training method; using it on a
-finished adapter is our own derivation.
+predicted to do; for a large update it is better taken on the way there (`at`, see `slopes.py`). The idea that a few
+directions hold what safety needs is that of SPF, a training method; using it on a finished adapter is our own
+derivation.
 """
 
 import math
@@ -19,11 +20,14 @@ from torch import Tensor
 
 from repair import alignment
 from repair.calibration import known_about
+from repair.context import RepairContext
 from repair.first_order import first_order_damage
-from repair.lora import LayerReference, LoraLayer
-from repair.method import Assessment, Choice, Cost, Decision, Laws, Need, RepairMethod, unjudged
+from repair.lora import LayerReference, LoraAdapter, LoraLayer
+from repair.method import Assessment, Choice, Cost, Decision, Laws, Need, Otherwise, RepairMethod, unjudged
 from repair.moments import Gradient
 from repair.selection import highest, share_of
+
+_PACK = "calibration"
 
 
 class Form(StrEnum):
@@ -51,6 +55,11 @@ class GradientGuard(RepairMethod):
         never_grows=MappingProxyType({"directions": 3}),
     )
 
+    otherwise: ClassVar[tuple[Otherwise, ...]] = tuple(
+        Otherwise(parameter=one, needs=frozenset({Need.ALIGNED, Need.CALIBRATION, Need.CHAT}))
+        for one in ("at", "contrast")
+    )
+
     form: Form = Field(
         default=Form.PROJECTION,
         description="projection keeps the rank; minimal changes least and adds `directions`; scale shrinks the whole "
@@ -64,6 +73,40 @@ class GradientGuard(RepairMethod):
         le=1,
         description="Share of the modules predicted to do damage that is edited, those that do most first",
     )
+
+    at: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Where on the way from the aligned model, 0, to the upload, 1, the gradient is taken; at 0.5 the "
+        "predicted damage is that of the midpoint rule",
+    )
+    contrast: bool = Field(
+        default=False,
+        description="Take off the gradient of refusing harmless look-alikes: what refuses everything is left alone",
+    )
+    prompts: int = Field(
+        default=16, ge=1, le=256, description="Harmful prompts that the gradient is taken on where it is not the pack's"
+    )
+
+    @property
+    def packs(self) -> tuple[str, ...]:
+        """The rows of the calibration, where the gradient is taken anew."""
+        return (_PACK,) if self._listens else ()
+
+    @property
+    def _listens(self) -> bool:
+        return self.strength > 0 and (self.at > 0 or self.contrast)
+
+    def look(self, adapter: LoraAdapter, context: RepairContext) -> RepairContext:
+        """With the gradient that was asked for, in the place of the pack's."""
+        if not self._listens:
+            return context
+        # Late: whoever only lists the methods need not read prompts.
+        from repair.slopes import Slope, on_the_way  # noqa: PLC0415
+
+        slope = Slope(at=self.at, prompts=self.prompts, contrast=self.contrast)
+        return replace(context, calibration=on_the_way(adapter, context, slope))
 
     def assess(self, layer: LoraLayer, reference: LayerReference) -> Assessment:
         """The predicted rise of the refusal loss, in nats per token; 0 for an update without any preference."""

@@ -10,12 +10,13 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from repair.adapter_file import read_adapter
-from repair.calibrate import CalibrationRows, calibration_rows, measure_modules
+from repair.calibrate import measure_modules
 from repair.calibration import Calibration, CalibrationSettings, Identity, MeasuredModule, write_calibration
 from repair.checkpoint import Checkpoint
 from repair.checks.chat import ChatModel
 from repair.context import RepairContext
 from repair.lora import LoraAdapter
+from repair.refusing import CalibrationRows, calibration_rows
 from tests import tiny
 from tests.repair import families
 

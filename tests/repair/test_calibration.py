@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gate.digest import root_digest
 from gate.model import file_digests
 from repair.__main__ import main
-from repair.calibrate import CalibrationRows, calibration_rows, measure_modules
+from repair.calibrate import measure_modules
 from repair.calibration import Calibration, CalibrationSettings, Identity, MeasuredModule, write_calibration
 from repair.checkpoint import Checkpoint
 from repair.checks.chat import ChatModel
@@ -24,6 +24,7 @@ from repair.errors import BadParameters, MissingReference, ShapeMismatch, WrongR
 from repair.method import Decision
 from repair.methods import METHODS
 from repair.moments import LayerCalibration, Side, Topic
+from repair.refusing import CalibrationRows, calibration_rows
 from repair.run import repair_adapter
 from tests import tiny
 
