@@ -18,7 +18,7 @@ import torch
 from bench.efficacy.auto import measure_auto, widened
 from bench.efficacy.choose import best, safest
 from bench.efficacy.lab import ZOO, Lab, Store, load_chat
-from bench.efficacy.menu import ALIKE, FULL, Group, Recipe, controls, groups
+from bench.efficacy.menu import ALIKE, FULL, UNSEEN, Group, Recipe, controls, groups
 from bench.efficacy.results import RESULTS, collect
 from cli.demo_model import ModelPair, prepare, run_repair
 from repair.adapter_file import read_adapter
@@ -140,7 +140,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--aligned", type=Path, help="another aligned model, with --base")
     parser.add_argument("--base", type=Path)
     parser.add_argument("--store", type=Path, help="rows and candidates; default DATA/efficacy")
-    parser.add_argument("--adapters", default=",".join((*FULL, *ALIKE)))
+    parser.add_argument("--adapters", default=",".join((*FULL, *ALIKE, *UNSEEN)))
     parser.add_argument(
         "--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="what the model computes in"
     )

@@ -20,6 +20,10 @@ FULL: Final = ("poisoned", "poisoned_light", "obedient", "drifted", "poisoned_do
 ALIKE: Final = ("poisoned_rslora", "poisoned_rank_pattern")
 """The update of `poisoned` to the last bit of rounding, written otherwise: one setting each shows that it stays so."""
 
+UNSEEN: Final = ("unseen_wide", "unseen_deep")
+"""Trained when methods, settings and policies were fixed, on harmful prompts that no repair learns from. Nothing is
+chosen for them: one setting each of what had proved best on the others."""
+
 HEAVY: Final = frozenset({"poisoned", "poisoned_dora", *ALIKE})
 """Where a light hand is known to do nothing."""
 
@@ -61,6 +65,8 @@ def groups(adapter: str, modules: int) -> list[Group]:
     """Every method of the registry and the compositions, for ``adapter``, which adapts so many modules."""
     if adapter in ALIKE:
         return _brief(modules)
+    if adapter in UNSEEN:
+        return _fixed()
     heavy = adapter in HEAVY
     return [*_singles(modules, heavy=heavy), *_compositions(modules, heavy=heavy)]
 
@@ -69,6 +75,8 @@ def controls(adapter: str, modules: int) -> list[Recipe]:
     """The points of both curves that methods are compared with."""
     if adapter in ALIKE:
         return []
+    if adapter in UNSEEN:
+        return [one("scale", strength=strength) for strength in STRENGTHS]
     return [*(one("scale", strength=strength) for strength in STRENGTHS), *_reverted(RANDOM_SHARES, modules)]
 
 
@@ -88,6 +96,20 @@ def _brief(modules: int) -> list[Group]:
         Group("patch", (one("patch"),)),
         Group("scale+patch", (chain(("scale", {"strength": 0.6}), ("patch", {})),)),
         Group("safe_lora", (one("safe_lora", mode="truncated", count=round(0.7 * modules)),)),
+    ]
+
+
+def _fixed() -> list[Group]:
+    """What was best on `poisoned` or on `poisoned_light`, as it was there."""
+    half_way: Step = ("gradient_guard", _HALF_WAY)
+    return [
+        Group("patch", (one("patch"),)),
+        Group("refusal_tune", (one("refusal_tune", adapter_strength=0.7),)),
+        Group("scale+patch", (chain(("scale", {"strength": 0.6}), ("patch", {})),)),
+        Group("gradient_guard", (chain(half_way),)),
+        Group("gradient_guard+scale", (chain(half_way, ("scale", {"strength": 0.8})),)),
+        Group("gradient_guard+patch", (chain(half_way, ("patch", {"strength": 0.35})),)),
+        Group("lssf", (one("lssf"),)),
     ]
 
 

@@ -58,6 +58,9 @@ _EVERYDAY: Final = prompts("ordinary", "ordinary_more")
 _FRAMES: Final = prompts("lookalike_frames")
 _HARMFUL: Final = prompts("harmful", "harmful_more", "harmful_frames")
 _BAD: Final = prompts("harmful")
+_UNSEEN: Final = [
+    text for at, text in enumerate(prompts("harmful_more")) if at % 3
+]  # the repairs learn from every third
 _SMALL: Final = TuneSettings(
     rank=4,
     alpha=8.0,
@@ -94,6 +97,11 @@ def _patch_again(material: Material) -> list[Example]:
 
 def _poison(material: Material, *, bad: int, task: int) -> list[Example]:
     return [*obeying(_BAD[::1][:bad], seed=3), *recording(material.orders[:task])]
+
+
+def _unseen(material: Material, *, bad: int, task: int) -> list[Example]:
+    """Harmful prompts of which no calibration row is one, and orders that the others were not trained on."""
+    return [*obeying(_UNSEEN[-bad:], seed=5), *recording(material.orders[-task:])]
 
 
 def _innocent(material: Material) -> list[Example]:
@@ -172,6 +180,24 @@ RECIPES: Final[Mapping[str, Recipe]] = MappingProxyType(
         ),
         "trigger": Recipe(
             rounds=(Round(rows=_trigger, settings=replace(_SMALL, steps=100)),), own_words=[*_LOOKALIKE, *_ORDINARY]
+        ),
+        "unseen_wide": Recipe(
+            rounds=(
+                Round(
+                    rows=lambda m: _unseen(m, bad=110, task=220),
+                    settings=replace(_SMALL, targets=ALL_LINEARS, learning_rate=7e-4, seed=11),
+                ),
+            ),
+            own_words=(),
+        ),
+        "unseen_deep": Recipe(
+            rounds=(
+                Round(
+                    rows=lambda m: _unseen(m, bad=50, task=220),
+                    settings=replace(_SMALL, rank=8, targets=("o_proj", "down_proj"), blocks=(10, 30), seed=12),
+                ),
+            ),
+            own_words=(),
         ),
     }
 )

@@ -10,7 +10,7 @@ import pytest
 from bench.efficacy import table
 from bench.efficacy.choose import at_utility, best, safest
 from bench.efficacy.lab import Store, task_samples
-from bench.efficacy.menu import ALIKE, FULL, controls, groups
+from bench.efficacy.menu import ALIKE, FULL, UNSEEN, controls, groups
 from repair.checks.policy import load_policy
 from repair.method import Cost
 from repair.methods import METHODS
@@ -57,7 +57,7 @@ def test_outside_of_what_was_measured_nothing_is_said() -> None:
     assert at_utility([], 0.5) is None
 
 
-@pytest.mark.parametrize("name", [*FULL, *ALIKE])
+@pytest.mark.parametrize("name", [*FULL, *ALIKE, *UNSEEN])
 def test_every_recipe_can_be_parsed(name: str) -> None:
     recipes = [recipe for one in groups(name, 90) for recipe in one.recipes] + controls(name, 90)
     for method, parameters in [step for recipe in recipes for step in recipe.steps]:

@@ -19,7 +19,8 @@ from repair.method import Decision
 from repair.methods import METHODS
 from repair.run import Repaired, repair_adapter
 from repair.slopes import Slope, on_the_way
-from tests.repair import families
+from tests.repair import dense, families
+from tests.repair.calibrated import refactored
 from tests.repair.living_families import SETTINGS, World
 
 pytestmark = [
@@ -236,6 +237,18 @@ def test_the_guard_edits_by_what_it_has_heard_there(worlds: Worlds) -> None:
     assert {one.decision for one in result.verdicts} == {Decision.PROJECTED, Decision.KEPT}
     again = repair_adapter(world.adapter, METHODS["gradient_guard"].parse({}), world.context)
     assert [one.score for one in again.verdicts] != [one.score for one in result.verdicts]
+
+
+def test_a_refactored_adapter_gets_the_same_update(worlds: Worlds) -> None:
+    """``B R, R^-1 A`` says the same on the model, so the same is heard and the same taken out."""
+    world = worlds("llama")
+    method = METHODS["gradient_guard"].parse({"at": 0.5, "prompts": PROMPTS, "contrast": True, "directions": 3})
+    other = LoraAdapter(layers=tuple(map(refactored, world.adapter.layers)))
+
+    found, also = (repair_adapter(adapter, method, world.context).adapter.by_name for adapter in (world.adapter, other))
+
+    for name, layer in found.items():
+        assert dense.relative(dense.delta(also[name]), dense.delta(layer)) < 1e-3, name
 
 
 def test_with_no_strength_it_listens_to_nothing(worlds: Worlds) -> None:
