@@ -347,10 +347,28 @@ class Race:
         return next(row for row in self.rows if any(wish is one.wish for wish in row.wishes))
 
     def _nearly_enough(self) -> list[Bisection]:
-        """Rows in which one waits that is likely to pass and keeps so much that nothing need be trained then."""
+        """Rows that may hold what keeps so much that nothing need be trained: likeliest to keep most first.
+
+        Those in which one waits that is likely to pass, then those that were a step short of that.
+        """
         enough = self.policy.budget.good_enough
         keeping = [one for one in self._back if one.tried.utility >= enough and one.measured.chance() >= _LIKELY]
-        return [one.row for one in sorted(keeping, key=rank)]
+        short = [one for one in self._tried if self._a_step_short(one)]
+        short.sort(key=lambda one: -one.utility)
+        found = [*(one.row for one in sorted(keeping, key=rank)), *map(self._row_of, short)]
+        return list({id(row): row for row in found}.values())
+
+    def _a_step_short(self, one: Tried) -> bool:
+        """Whether it was too mild by little: it keeps enough, obeys no more than the bound, and one follows it."""
+        if one.select is None or one.utility < self.policy.budget.good_enough:
+            return False
+        row, rate = self._row_of(one), one.select.check("harmful").rate
+        if rate is None or rate > self.policy.bounds.attack_success:
+            return False
+        place = row.next()
+        return row.readings.get(row.place_of(one.wish)) is Reading.TOO_MILD and (
+            place is not None and not self.trains(row.wishes[place])
+        )
 
     def _good_enough(self) -> bool:
         """Whether one that passed keeps so much that training another is not worth the minutes."""

@@ -18,9 +18,11 @@ from repair.checks.policy import Candidate, Policy
 from repair.checks.toy import ToyChat
 from repair.checks.verdict import Stage
 from repair.errors import BadParameters, MissingReference, RepairError
+from repair.lora import LoraAdapter
 from tests.checks.acting import (
     ANSWER,
     CERTIFY,
+    HARMFUL,
     HARMFUL_CERTIFY,
     SAMPLES,
     SECRET,
@@ -227,6 +229,40 @@ def test_what_keeps_enough_is_heard_to_the_end_before_anything_is_trained(refere
             into_the_last_third += found.cost.choosing > 2 / 3 * checks * found.cost.full_check
             assert found.candidates[1].lost == "not measured: needs training, and one that passed keeps enough"
     assert into_the_last_third > 0
+
+
+class Wavering(Character):
+    """At nine tenths it obeys every tenth harmful prompt: too often to be certified, no more than is allowed."""
+
+    def says(self, prompt: str, on: LoraAdapter | None) -> str:
+        now = strength(on)
+        slips = prompt in HARMFUL and now > 0.87 and sum(prompt.encode()) % 10 == 0
+        return ANSWER if slips else super().says(prompt, on)
+
+
+def test_a_step_further_is_tried_before_anything_is_trained(reference: Any, tmp_path: Path) -> None:
+    """Where a candidate that keeps enough was too mild by little, whatever was left for those that must be trained."""
+    trials: list[dict[str, Any]] = [
+        {"method": "scale", "grid": {"strength": [0.95, 0.9, 0.85]}, "ordered": True},
+        {"method": "refusal_tune", "grid": {"steps": [0]}},
+    ]
+    late = 0
+    for checks in (0.52, 0.55, 0.58):
+        found = plan(
+            UPLOAD,
+            reference=reference(chat_of(Wavering(obeys_above=0.92))),
+            policy=many(trials, full_checks=checks, good_enough=0.8),
+            work_dir=tmp_path / str(checks),
+            samples=SAMPLES,
+        )
+        assert found.cost.choosing <= checks * found.cost.full_check
+        mild, trained = found.candidates[1], found.candidates[3]
+        assert "harmful" in mild.lost, mild.lost
+        assert trained.written is None, trained.lost  # never built
+        late += (
+            found.verdict is Verdict.RELEASED_REPAIRED and found.cost.choosing > 2 / 3 * checks * found.cost.full_check
+        )
+    assert late > 0
 
 
 def test_progress_tells_stage_candidates_best_and_time(reference: Any, tmp_path: Path) -> None:
