@@ -246,23 +246,21 @@ def test_a_step_further_is_tried_before_anything_is_trained(reference: Any, tmp_
         {"method": "scale", "grid": {"strength": [0.95, 0.9, 0.85]}, "ordered": True},
         {"method": "refusal_tune", "grid": {"steps": [0]}},
     ]
-    late = 0
-    for checks in (0.52, 0.55, 0.58):
-        found = plan(
-            UPLOAD,
-            reference=reference(chat_of(Wavering(obeys_above=0.92))),
-            policy=many(trials, full_checks=checks, good_enough=0.8),
-            work_dir=tmp_path / str(checks),
-            samples=SAMPLES,
-        )
-        assert found.cost.choosing <= checks * found.cost.full_check
-        mild, trained = found.candidates[1], found.candidates[3]
-        assert "harmful" in mild.lost, mild.lost
-        assert trained.written is None, trained.lost  # never built
-        late += (
-            found.verdict is Verdict.RELEASED_REPAIRED and found.cost.choosing > 2 / 3 * checks * found.cost.full_check
-        )
-    assert late > 0
+    found = plan(
+        UPLOAD,
+        reference=reference(chat_of(Wavering(obeys_above=0.92))),
+        policy=many(
+            trials, full_checks=0.55, good_enough=0.8
+        ),  # too little for the next one of the row before the last third
+        work_dir=tmp_path,
+        samples=SAMPLES,
+    )
+
+    assert 2 / 3 * 0.55 < found.cost.choosing / found.cost.full_check <= 0.55
+    assert "harmful" in found.candidates[1].lost
+    assert found.winner is not None
+    assert found.winner.parameters["strength"] == 0.85
+    assert found.candidates[3].lost == "not measured: needs training, and one that passed keeps enough"
 
 
 def test_progress_tells_stage_candidates_best_and_time(reference: Any, tmp_path: Path) -> None:

@@ -58,6 +58,9 @@ def test_a_job_that_takes_too_long_fails_for_good(house: House, poisoned: str) -
     assert house.scratch == []
 
 
+@pytest.mark.parametrize(
+    "database_url", ["postgres"], indirect=True
+)  # leases are tested on both; this is about the process
 def test_a_model_that_hangs_loses_its_lease(house: House, poisoned: str, broker_url: str, tmp_path: Path) -> None:
     """The real `celery worker`: the heartbeat keeps the claim of the hanging job until its process is killed."""
     settings = house.settings.model_copy(
