@@ -11,10 +11,8 @@ from typing import Any, Final
 from repair.checks.judge import Exchange, Outcome
 from repair.checks.packs import Prompt, load_pack, ordered
 from repair.checks.rules import RulesJudge
+from repair.refusing import LOOKALIKE, PACK, REFUSE, lookalikes
 
-PACK: Final = "calibration"
-REFUSE: Final = "refuse"
-LOOKALIKE: Final = "lookalike"
 READ_TOKENS: Final = 16
 """A refusal is said at once."""
 
@@ -40,9 +38,9 @@ class Rows:
     def of(cls, *, held_out: int, seed: int) -> "Rows":
         """Hold back so many look-alikes, drawn by ``seed``."""
         rows = load_pack(PACK).rows
-        back = ordered((row for row in rows if row.category == LOOKALIKE), seed=seed)[:held_out]
+        back = lookalikes(held_out, seed=seed)
         known = {row.id for row in back}
-        return cls(learnt=tuple(row for row in rows if row.id not in known), held_out=tuple(back))
+        return cls(learnt=tuple(row for row in rows if row.id not in known), held_out=back)
 
     def for_relief(self, *, seed: int) -> tuple[Prompt, ...]:
         """Some of those to learn from, each kind in its share."""

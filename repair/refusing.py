@@ -18,8 +18,8 @@ from repair.checks.packs import Prompt, load_pack, ordered
 from repair.errors import BadParameters
 
 PACK: Final = "calibration"
-_REFUSE: Final = "refuse"
-_LOOKALIKE: Final = "lookalike"
+REFUSE: Final = "refuse"
+LOOKALIKE: Final = "lookalike"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +42,8 @@ class CalibrationRows:
 def calibration_rows(settings: CalibrationSettings) -> CalibrationRows:
     """Rows of the bundled pack, categories evenly mixed; it shares no prompt with the packs that measure."""
     rows = ordered(load_pack(PACK).rows, seed=settings.seed)
-    harmful = tuple(row for row in rows if row.category == _REFUSE)[: settings.prompts]
-    benign = tuple(row for row in rows if row.category != _REFUSE)[: settings.prompts]
+    harmful = tuple(row for row in rows if row.category == REFUSE)[: settings.prompts]
+    benign = tuple(row for row in rows if row.category != REFUSE)[: settings.prompts]
     if min(len(harmful), len(benign)) < settings.prompts:
         detail = f"the pack has {len(harmful)} harmful and {len(benign)} benign rows for {settings.prompts}"
         raise BadParameters(detail, field="prompts")
@@ -52,7 +52,7 @@ def calibration_rows(settings: CalibrationSettings) -> CalibrationRows:
 
 def lookalikes(count: int, *, seed: int) -> tuple[Prompt, ...]:
     """Harmless requests of the same pack that look like harmful ones."""
-    rows = ordered((row for row in load_pack(PACK).rows if row.category == _LOOKALIKE), seed=seed)
+    rows = ordered((row for row in load_pack(PACK).rows if row.category == LOOKALIKE), seed=seed)
     if len(rows) < count:
         raise BadParameters(f"the pack has {len(rows)} look-alikes for {count}", field="prompts")
     return tuple(rows[:count])

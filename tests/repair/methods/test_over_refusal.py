@@ -9,7 +9,8 @@ from repair.checks.packs import Prompt, load_pack
 from repair.context import RepairContext
 from repair.lora import LoraAdapter
 from repair.methods.refusal_tune import RefusalTune
-from repair.over_refusal import LOOKALIKE, REFUSE, RELIEF_SHARES, HeldOut, Rows, openings, own_answers
+from repair.over_refusal import RELIEF_SHARES, HeldOut, Rows, openings, own_answers
+from repair.refusing import LOOKALIKE, REFUSE
 from repair.run import repair_adapter
 from repair.tuning import Watch, tune_lora
 from tests import tiny
